@@ -1,0 +1,397 @@
+"""The one sequence that holds text and images, and every position in it that matters.
+
+This file is the only owner of positions. It turns text ids and image codes into ids, labels and the
+position sets that the objective aligns, and it says which ids are legal at each step of painting.
+
+Three formats (an image of h x w codes, raster order):
+
+    grid        code ... code                                       LlamaGen
+    chameleon   begin code ... code end                             Chameleon, Anole, grown LLMs
+    lumina      begin size(h) size(w) [code x w, row_end] x h end   Lumina-mGPT, ARRA's release
+
+Legend: B sequences, T tokens of a padded sequence, N listed positions, S decode steps, K codes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that is not trained (the value `F.cross_entropy` ignores)."""
+
+POSITION_SETS = ("hybnext", "holding", "rep", "all", "last")
+"""hybnext: x_{t+1} is a code (the paper's <HYBNEXT>, default). holding: x_t is a code. rep: the
+extra token before an image (the paper's ablation). all: every position of the image's span,
+separators too. last: the position that holds the image's last code, the first to have seen it whole.
+"""
+
+Style = Literal["grid", "chameleon", "lumina"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of text ids (the family's own: prompt wrapping and begin-of-text included)."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image's codes in raster order."""
+
+    codes: tuple[int, ...]
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if len(self.codes) != self.height * self.width:
+            raise ValueError(
+                f"an image of {self.height}x{self.width} codes cannot have {len(self.codes)} codes"
+            )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence without padding. Lists have one entry per token; -1 means 'not in the set'."""
+
+    ids: list[int]
+    trained: list[bool]  # x_t is a label (of position t - 1)
+    image_of: dict[str, list[int]]  # position set -> image index within the sample
+    cell_of: dict[str, list[int]]  # position set -> raster cell
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A set of positions, listed: no boolean gather, hence no host sync, on the hot path."""
+
+    flat_N: Tensor  # index into the flattened (B*T) positions
+    image_N: Tensor  # which image of the batch
+    cell_N: Tensor  # which raster cell of it; -1 where the set has no cell (rep, all)
+
+    def mask(self, shape: tuple[int, int]) -> Tensor:
+        """The set as a boolean mask of `shape` (B, T)."""
+        mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+        mask[self.flat_N.cpu()] = True
+        return mask.view(shape)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences, right-padded, with everything the objective needs to know about them."""
+
+    ids_BT: Tensor
+    attention_BT: Tensor  # bool, False on padding
+    labels_BT: Tensor  # x_{t+1} where trained, else IGNORE: position t predicts labels_BT[:, t]
+    trained_N: Tensor  # flat positions with a label, so that the loss need not search for them
+    positions: Mapping[str, Positions]
+    num_images: int
+
+    @property
+    def labels_N(self) -> Tensor:
+        return self.labels_BT.flatten()[self.trained_N]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        moved = {
+            name: Positions(p.flat_N.to(device), p.image_N.to(device), p.cell_N.to(device))
+            for name, p in self.positions.items()
+        }
+        tensors = (self.ids_BT, self.attention_BT, self.labels_BT, self.trained_N)
+        return Batch(*(t.to(device) for t in tensors), positions=moved, num_images=self.num_images)
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """What follows the prompt while an image is painted, step by step."""
+
+    forced_S: Tensor  # the id that the format dictates; -1 where a code is sampled
+    cell_S: Tensor  # the raster cell that a sampled code fills; -1 at forced steps
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A family's image format in its own token ids.
+
+    Attributes:
+        style: one of the three formats above.
+        code_ids: token id of each code; code k of the image tokenizer is token code_ids[k].
+        pad: id that fills padding (never read: the model is causal and padding comes last).
+        begin, end: the tokens around an image ("chameleon", "lumina").
+        row_end: the token after each row ("lumina").
+        first_size: a side of n codes is written as token first_size + n // size_unit ("lumina").
+        num_sizes: how many size tokens there are.
+        size_unit: codes per unit of the size tokens (2 in Lumina-mGPT: 32 pixels at f16).
+        rep: the extra token before an image, if the ablation is on.
+    """
+
+    style: Style
+    code_ids: tuple[int, ...] = field(repr=False)
+    pad: int
+    begin: int | None = None
+    end: int | None = None
+    row_end: int | None = None
+    first_size: int | None = None
+    num_sizes: int = 0
+    size_unit: int = 1
+    rep: int | None = None
+
+    def __post_init__(self) -> None:
+        needed = {"grid": (), "chameleon": ("begin", "end")}.get(
+            self.style, ("begin", "end", "row_end", "first_size")
+        )
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"layout {self.style!r} needs the token ids {', '.join(missing)}")
+        if len(set(self.code_ids)) != len(self.code_ids):
+            raise ValueError("two image codes share a token id")
+
+    # ---- one image ------------------------------------------------------------------------------
+
+    def _tokens(self, height: int, width: int) -> tuple[list[int], list[int]]:
+        """(forced id or -1, raster cell or -1) of every token of an image, begin to end."""
+        forced: list[int] = []
+        cells: list[int] = []
+
+        def force(token: int | None) -> None:
+            assert token is not None
+            forced.append(token)
+            cells.append(-1)
+
+        if self.style != "grid":
+            force(self.begin)
+        if self.style == "lumina":
+            force(self._size_token(height))
+            force(self._size_token(width))
+        for row in range(height):
+            forced.extend([-1] * width)
+            cells.extend(range(row * width, (row + 1) * width))
+            if self.style == "lumina":
+                force(self.row_end)
+        if self.style != "grid":
+            force(self.end)
+        return forced, cells
+
+    def _size_token(self, side: int) -> int:
+        assert self.first_size is not None
+        unit = self.size_unit
+        if side % unit or side // unit >= self.num_sizes:
+            raise ValueError(
+                f"a side of {side} codes has no size token: this format writes multiples of {unit} "
+                f"below {unit * self.num_sizes}"
+            )
+        return self.first_size + side // unit
+
+    def image_length(self, height: int, width: int) -> int:
+        """Tokens that an image occupies, separators and the rep token included."""
+        return len(self._tokens(height, width)[0]) + (self.rep is not None)
+
+    def plan(self, height: int, width: int) -> DecodePlan:
+        """What to emit after the prompt. Steps with forced_S == -1 may emit any of `code_ids`.
+
+        The rep token, if any, belongs to the prompt here: it is the first forced step.
+        """
+        forced, cells = self._tokens(height, width)
+        if self.rep is not None:
+            forced, cells = [self.rep, *forced], [-1, *cells]
+        return DecodePlan(torch.tensor(forced), torch.tensor(cells))
+
+    def legal_ids(self, step: int, plan: DecodePlan) -> list[int]:
+        """The ids that may be emitted at `step`: the forced one, or every code."""
+        forced = int(plan.forced_S[step])
+        return [forced] if forced >= 0 else list(self.code_ids)
+
+    def ids_to_codes(self, ids: Tensor) -> Tensor:
+        """Token ids back to codes; an id that is no code raises."""
+        table = torch.full((max(self.code_ids) + 1,), -1)
+        table[torch.tensor(self.code_ids)] = torch.arange(len(self.code_ids))
+        ids = ids.cpu()
+        codes = torch.where(ids < len(table), table[ids.clamp(max=len(table) - 1)], -1)
+        if (codes < 0).any():
+            raise ValueError("a token that is no image code stands where a code belongs")
+        return codes
+
+    def image_vocabulary(self) -> list[int]:
+        """Every id that can occur inside an image, for a softmax restricted to images."""
+        separators = [t for t in (self.begin, self.end, self.row_end) if t is not None]
+        sizes = range(self.num_sizes) if self.first_size is not None else ()
+        return sorted({*self.code_ids, *separators, *((self.first_size or 0) + n for n in sizes)})
+
+    # ---- one sequence ---------------------------------------------------------------------------
+
+    def sample(
+        self,
+        segments: Sequence[Text | Image],
+        *,
+        max_length: int | None = None,
+        train_text: bool = False,
+    ) -> Sample:
+        """Lays text and images out as one sequence.
+
+        Trained are all tokens of an image from begin to end, as in the released code's labels;
+        text only with `train_text` (never the first token: nothing predicts it).
+        Beyond `max_length` the end of the longest text is cut, never an image.
+        """
+        segments = self._truncate(segments, max_length)
+        ids: list[int] = []
+        trained: list[bool] = []
+        holder: list[tuple[int, int]] = []  # (image, cell) of each token, -1 where none
+        rep_of: list[int] = []
+        span_of: list[int] = []
+        num_images = 0
+        for segment in segments:
+            if isinstance(segment, Text):
+                tokens, cells, count = list(segment.ids), [-1] * len(segment.ids), len(segment.ids)
+                trained += [train_text] * count
+                holder += [(-1, -1)] * count
+                rep_of += [-1] * count
+                span_of += [-1] * count
+            else:
+                tokens, cells = self._tokens(segment.height, segment.width)
+                tokens = [
+                    self._code_token(segment.codes[cell]) if cell >= 0 else token
+                    for token, cell in zip(tokens, cells, strict=True)
+                ]
+                if self.rep is not None:
+                    tokens, cells = [self.rep, *tokens], [-1, *cells]
+                    trained.append(False)
+                trained += [True] * (len(tokens) - (self.rep is not None))
+                holder += [(num_images if cell >= 0 else -1, cell) for cell in cells]
+                is_rep = [self.rep is not None, *([False] * (len(tokens) - 1))]
+                rep_of += [num_images if r else -1 for r in is_rep]
+                span_of += [num_images] * len(tokens)
+                num_images += 1
+            ids += tokens
+        if trained:
+            trained[0] = False
+        return Sample(ids, trained, *_position_sets(holder, rep_of, span_of), num_images)
+
+    def _code_token(self, code: int) -> int:
+        if not 0 <= code < len(self.code_ids):
+            raise ValueError(
+                f"image code {code} is outside the codebook of {len(self.code_ids)}: the data was "
+                f"prepared with another image tokenizer"
+            )
+        return self.code_ids[code]
+
+    def _truncate(
+        self, segments: Sequence[Text | Image], max_length: int | None
+    ) -> list[Text | Image]:
+        kept = list(segments)
+        if max_length is None:
+            return kept
+        images = sum(self.image_length(s.height, s.width) for s in kept if isinstance(s, Image))
+        if images > max_length:
+            raise ValueError(
+                f"the images alone need {images} tokens but the model takes {max_length}: use a "
+                f"smaller image size or a longer context"
+            )
+        lengths = [len(s.ids) if isinstance(s, Text) else -1 for s in kept]
+        excess = images + sum(n for n in lengths if n > 0) - max_length
+        while excess > 0:
+            longest = max(range(len(kept)), key=lengths.__getitem__)
+            others = [n for i, n in enumerate(lengths) if i != longest]
+            cut = min(excess, max(1, lengths[longest] - max([*others, 0])))
+            lengths[longest] -= cut
+            excess -= cut
+        return [
+            Text(s.ids[:n]) if isinstance(s, Text) else s
+            for s, n in zip(kept, lengths, strict=True)
+        ]
+
+    # ---- many sequences -------------------------------------------------------------------------
+
+    def collate(self, samples: Sequence[Sample], *, pad_to: int | None = None) -> Batch:
+        """Pads samples on the right to the longest (or `pad_to`) and lists their positions.
+
+        Images are numbered through the batch in order, so that row i of a target tensor belongs to
+        image i.
+        """
+        length = max(len(s.ids) for s in samples)
+        length = max(length, pad_to or 0)
+        ids = torch.full((len(samples), length), self.pad)
+        labels = torch.full((len(samples), length), IGNORE)
+        attention = torch.zeros(len(samples), length, dtype=torch.bool)
+        listed: dict[str, list[tuple[int, int, int]]] = {name: [] for name in POSITION_SETS}
+        first_image = 0
+        for row, sample in enumerate(samples):
+            n = len(sample.ids)
+            row_ids = torch.tensor(sample.ids)
+            ids[row, :n] = row_ids
+            attention[row, :n] = True
+            predicted = torch.tensor(sample.trained[1:], dtype=torch.bool)
+            labels[row, : n - 1] = torch.where(predicted, row_ids[1:], IGNORE)
+            for name in POSITION_SETS:
+                images, cells = sample.image_of[name], sample.cell_of[name]
+                listed[name] += [
+                    (row * length + t, first_image + images[t], cells[t])
+                    for t in range(n)
+                    if images[t] >= 0
+                ]
+            first_image += sample.num_images
+        positions = {
+            name: Positions(*torch.tensor(rows, dtype=torch.long).view(-1, 3).unbind(1))
+            for name, rows in listed.items()
+        }
+        trained_N = (labels.flatten() != IGNORE).nonzero().flatten()
+        return Batch(ids, attention, labels, trained_N, positions, first_image)
+
+    # ---- storage --------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON for pipeline.json. Consecutive code ids are written as their first."""
+        value: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (
+                *("style", "pad", "begin", "end", "row_end"),
+                *("first_size", "num_sizes", "size_unit", "rep"),
+            )
+        }
+        first, count = self.code_ids[0], len(self.code_ids)
+        consecutive = self.code_ids == tuple(range(first, first + count))
+        value["code_ids"] = {"first": first, "count": count} if consecutive else list(self.code_ids)
+        return value
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Layout":
+        """The inverse of `to_json`."""
+        fields = dict(value)
+        codes = fields.pop("code_ids")
+        if isinstance(codes, Mapping):
+            codes = range(codes["first"], codes["first"] + codes["count"])
+        return Layout(code_ids=tuple(codes), **fields)
+
+
+def _position_sets(
+    holder: list[tuple[int, int]], rep_of: list[int], span_of: list[int]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """From 'which image and cell does x_t hold' to the five position sets."""
+    none = [-1] * len(holder)
+    last_cell: dict[int, int] = {}
+    for image, cell in holder:
+        if image >= 0:
+            last_cell[image] = cell
+    is_last = [image >= 0 and cell == last_cell[image] for image, cell in holder]
+    following = [*holder[1:], (-1, -1)][: len(holder)]
+    image_of = {
+        "hybnext": [image for image, _ in following],
+        "holding": [image for image, _ in holder],
+        "rep": rep_of,
+        "all": span_of,
+        "last": [h[0] if last else -1 for h, last in zip(holder, is_last, strict=True)],
+    }
+    cell_of = {
+        "hybnext": [cell for _, cell in following],
+        "holding": [cell for _, cell in holder],
+        "rep": none,
+        "all": none,
+        "last": [h[1] if last else -1 for h, last in zip(holder, is_last, strict=True)],
+    }
+    for image in last_cell:
+        assert image_of["hybnext"].count(image) == last_cell[image] + 1, (
+            "an image must have exactly h*w positions that predict a code: does text precede it?"
+        )
+    return image_of, cell_of
