@@ -25,7 +25,7 @@ IGNORE = -100
 POSITION_SETS = ("hybnext", "holding", "rep", "all", "last")
 """hybnext: x_{t+1} is a code (the paper's <HYBNEXT>, default). holding: x_t is a code. rep: the
 extra token before an image (the paper's ablation). all: every position of the image's span,
-separators too. last: the position that holds the image's last code, the first to have seen it whole.
+separators too. last: the position that holds the last code, the first to have seen the image whole.
 """
 
 Style = Literal["grid", "chameleon", "lumina"]

@@ -48,7 +48,7 @@ class Target:
     Attributes:
         name: the feature's name in the dataset.
         dim: D, its width.
-        layers: 1 = output of the first decoder block (the paper's layer 1); several = mean over them.
+        layers: 1 = output of the first decoder block (the paper's layer 1); several = their mean.
         weight: lambda of this target.
         positions: one of `layout.POSITION_SETS`.
         centred: compare with the feature minus the dataset's mean feature. Raw (the paper) features
@@ -108,7 +108,7 @@ class Terms:
     metrics: Mapping[str, tuple[Tensor, int]]
 
     def total(self, counts: Mapping[str, int] | None = None) -> Tensor:
-        """The loss: each sum times its weight over its (global) count. A count of 0 contributes 0."""
+        """The loss: each sum times its weight over its (global) count; a count of 0 gives 0."""
         counts = self.counts if counts is None else counts
         parts = [
             self.sums[name] * (self.weights[name] / max(counts[name], 1)) for name in self.sums
@@ -180,10 +180,10 @@ class Objective(nn.Module):
 
         Args:
             taps: layer -> (B, T, d), the output of that block.
-            last_BTD: the final hidden states (after the final norm), which `head` turns into logits.
-            head: hidden (N, d) -> logits (N, V), with bias, scale and soft-cap if the model has any.
+            last_BTD: the final hidden states (after the final norm), the input of `head`.
+            head: hidden (N, d) -> logits (N, V), with the model's bias, scale and soft-cap.
             features: target name -> the batch's features; image i of the batch is row i.
-            schedule: factor on every lambda at this step. At 0 the terms are skipped, like lambda = 0.
+            schedule: factor on every lambda at this step; at 0 the terms are skipped.
         """
         hidden_ND = last_BTD.flatten(0, 1).index_select(0, batch.trained_N)
         ce_sum, z_sum = chunked_cross_entropy(
@@ -248,7 +248,8 @@ def _key(target: Target, layer: int) -> str:
 
 def _share_of_image(positions: Positions, num_images: int) -> Tensor:
     """1 / (positions of the same image), so that a sum over N is a mean per image."""
-    count_E = torch.bincount(positions.image_N, minlength=max(num_images, 1)).float()
+    ones_N = torch.ones_like(positions.image_N, dtype=torch.float32)
+    count_E = ones_N.new_zeros(num_images).index_add_(0, positions.image_N, ones_N)
     return count_E.reciprocal()[positions.image_N]
 
 

@@ -1,0 +1,266 @@
+"""What a training run is: frozen dataclasses, validated once, written to JSON and read back.
+
+A recipe (see recipes/) returns a full `TrainConfig`; the command line overrides single fields.
+Field docstrings are the `--help` text; units stand first.
+"""
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A fresh model (used when --model names none), or how a text-only model is grown."""
+
+    architecture: str = "llama"
+    """transformers' model type of a fresh causal language model."""
+    layers: int = 6
+    """Decoder blocks of a fresh model."""
+    hidden_size: int = 192
+    """Width of a fresh model."""
+    heads: int = 6
+    """Attention heads of a fresh model."""
+    mlp_size: int = 512
+    """Width of the feed-forward layers of a fresh model."""
+    max_length: int = 256
+    """Tokens of the longest sequence of a fresh model; longer captions are cut."""
+    text_vocabulary: int = 512
+    """Tokens of the byte-level BPE fitted on the captions for a fresh model."""
+    layout: Literal["grid", "chameleon", "lumina"] = "chameleon"
+    """How an image is written: codes only; begin and end; or sizes and row ends as well."""
+    rep: bool = False
+    """Add one extra token before each image (the paper's <REP> ablation)."""
+    new_rows: Literal["statistics", "codebook"] = "statistics"
+    """How a grown model's new rows start: like the old ones, or from the image codebook."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """The alignment term, lambda * L_GVA. Weight 0 is the plain autoregressive baseline."""
+
+    weight: float = 1.0
+    """lambda (1 in the paper)."""
+    layer: tuple[int, ...] = (1,)
+    """Blocks whose output is aligned, counted from 1 (the paper: 1 of 32)."""
+    targets: tuple[str, ...] = ()
+    """Names of the dataset's features to align to; none given = all that it has."""
+    positions: Literal["hybnext", "holding", "rep", "all", "last"] = "hybnext"
+    """Which positions are aligned; hybnext = those that predict an image code (the paper)."""
+    centred: bool = False
+    """Align to features minus the dataset's mean feature instead of raw ones (the paper)."""
+    schedule: Literal["constant", "step", "cosine", "stop"] = "constant"
+    """lambda over time: constant; half after `until`; cosine to 0 at `until`; 0 after `until`."""
+    until: float = 1.0
+    """Fraction of the run at which the schedule acts."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The next-token loss."""
+
+    text: bool = False
+    """Also train on the prompts."""
+    vocab: Literal["all", "image"] = "all"
+    """Softmax over the whole vocabulary or over the tokens of images only."""
+    z: float = 0.0
+    """Weight of log(Z)^2 (1e-5 in the paper's medical runs)."""
+    chunk: int = 1024
+    """Positions whose logits exist at one time."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read besides the prepared dataset."""
+
+    text: str | None = None
+    """A UTF-8 file of plain text to mix in, one passage a line: the model keeps writing."""
+    text_fraction: float = 0.0
+    """Fraction of each batch that is text only."""
+    prompt_dropout: float = 0.1
+    """Fraction of images whose prompt is dropped, for guidance (0.1 in LlamaGen)."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup: float = 0.03
+    """Fraction of the run that warms up linearly."""
+    final_lr: float = 0.1
+    """Learning rate at the end as a fraction of the peak (cosine)."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices; norms, biases and token tables have none."""
+    beta1: float = 0.9
+    """AdamW's first-moment decay."""
+    beta2: float = 0.95
+    """AdamW's second-moment decay."""
+    clip: float = 1.0
+    """Largest gradient norm of the model; the projectors are clipped apart, to the same norm."""
+    ema: float = 0.0
+    """Decay of the averaged weights, 0 = none. Early on min(decay, (1 + t) / (10 + t))."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run's state is saved."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """How many checkpoints to keep; 0 = all."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training."""
+
+    every: int = 20
+    """Steps between log lines."""
+    validate_every: int = 0
+    """Steps between validation losses; 0 = only at the end."""
+    validate_images: int = 512
+    """Images of the validation split used for it."""
+    sample_every: int = 0
+    """Steps between sample grids; 0 = none."""
+    samples: int = 16
+    """Images in a sample grid."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The same command again resumes it."""
+
+    data_folder: Annotated[str, tyro.conf.arg(name="data")]
+    """A folder that `arra prepare` wrote."""
+    out: str
+    """The run folder; everything is written there."""
+    recipe: tyro.conf.Suppress[str] = "scenes"
+    model_path: Annotated[str | None, tyro.conf.arg(name="model")] = None
+    """A causal language model (to grow) or an exported painter (to adapt): folder or hub id."""
+    image_tokenizer: str | None = None
+    """Checked against the dataset's; default: the one named in its manifest."""
+    steps: int = 2000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Images per optimizer step."""
+    micro_batch: int = 0
+    """Images per forward pass; 0 = the whole batch."""
+    seed: int = 0
+    """Of weights, order and prompt dropout."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 = autocast (weights stay float32); on a CPU only where it has the instructions."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu."""
+    threads: int = 0
+    """CPU threads; 0 = torch's default. Recorded: a resume uses the same number."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "--steps must be at least 1", self.steps)
+        _require(self.batch_size >= 1, "--batch-size must be at least 1", self.batch_size)
+        micro = self.micro_batch or self.batch_size
+        _require(
+            micro > 0 and self.batch_size % micro == 0,
+            "--micro-batch must divide --batch-size",
+            f"{self.micro_batch} and {self.batch_size}",
+        )
+        _require(self.align.weight >= 0, "--align.weight must be at least 0", self.align.weight)
+        _require(0 < self.align.until <= 1, "--align.until must be in (0, 1]", self.align.until)
+        for name in ("text_fraction", "prompt_dropout"):
+            value = getattr(self.data, name)
+            flag = f"--data.{name.replace('_', '-')}"
+            _require(0 <= value < 1, f"{flag} must be in [0, 1)", value)
+        if (self.data.text is None) != (self.data.text_fraction == 0):
+            raise ValueError("--data.text and --data.text-fraction need each other")
+        _require(
+            self.model.hidden_size % self.model.heads == 0,
+            "--model.heads must divide --model.hidden-size",
+            f"{self.model.heads} and {self.model.hidden_size}",
+        )
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per optimizer step = batch_size / micro_batch."""
+        return self.batch_size // (self.micro_batch or self.batch_size)
+
+    @property
+    def text_rows(self) -> int:
+        """Text-only rows added to each batch: fraction f of all rows = f/(1-f) of the images."""
+        f = self.data.text_fraction
+        return round(self.batch_size * f / (1 - f))
+
+
+RESUMABLE = {"log", "checkpoint", "device", "out", "data_folder"}
+"""Fields that may differ when a run is resumed; any other change would make it another run.
+
+A run folder and its dataset may move: the dataset is compared by its manifest's hash.
+"""
+
+
+def _require(condition: bool, rule: str, found: object) -> None:
+    if not condition:
+        raise ValueError(f"{rule}, got {found}")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(kind: type, value: dict[str, Any]) -> Any:
+    """The inverse of `to_json`; an unknown or missing field is named."""
+    hints = get_type_hints(kind, include_extras=False)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__} has no field {unknown[0]!r}: written by a newer version?"
+        )
+    return kind(**{name: _restore(hints[name], v) for name, v in value.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_json(hint, value)  # type: ignore[arg-type]
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [h for h in get_args(hint) if h is not type(None)]
+        return None if value is None else _restore(inner[0], value)
+    if get_origin(hint) is tuple:
+        return tuple(_restore(get_args(hint)[0], v) for v in value)
+    return value
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """The flags that differ and may not differ at a resume, as `flag: old -> new`."""
+    return [
+        f"--{name}: {a} -> {b}"
+        for name, a, b in _leaves(to_json(old), to_json(new), "")
+        if name.split(".")[0] not in RESUMABLE and a != b
+    ]
+
+
+def _leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            leaf
+            for key in keys
+            for leaf in _leaves(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [(prefix.replace("_", "-"), old, new)]

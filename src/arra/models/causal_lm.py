@@ -1,0 +1,295 @@
+"""Any transformers causal language model with a key/value cache, grown by image tokens.
+
+The model stays an ordinary checkpoint of its own architecture: image codes and separators become
+named tokens of its tokenizer and rows of its tables, nothing else is added.
+
+Legend: B sequences, T tokens, C cache columns, N positions, D model width, V vocabulary, K codes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+
+from arra.layout import Layout, Style
+from arra.models.base import Backbone
+
+_SEPARATORS = {
+    "grid": (),
+    "chameleon": ("<|image|>", "<|/image|>"),
+    "lumina": ("<|image|>", "<|/image|>", "<|row|>"),
+}
+_MAX_SIDE = 128  # codes; how many size tokens the "lumina" style gets
+
+
+class CausalLMHead(nn.Module):
+    """hidden -> logits: the output table with its bias, then the model's scale and soft-cap.
+
+    Scale: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`. Soft-cap:
+    cap * tanh(logits / cap), Gemma 2's `final_logit_softcapping`, RecurrentGemma's
+    `logits_soft_cap`. `check_head` compares the whole with the model's own logits at load.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        config = model.config.get_text_config()
+        self.table = model.get_output_embeddings()
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self.soft_cap = getattr(config, "final_logit_softcapping", None) or getattr(
+            config, "logits_soft_cap", None
+        )
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        logits_NV = self.table(hidden_ND)
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.soft_cap:
+            logits_NV = self.soft_cap * torch.tanh(logits_NV / self.soft_cap)
+        return logits_NV
+
+
+class CausalLM(Backbone):
+    """The backbone of any `AutoModelForCausalLM` whose vocabulary holds the layout's tokens."""
+
+    def __init__(
+        self, model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase, layout: Layout
+    ) -> None:
+        self.model, self.text_tokenizer, self.layout = model, text_tokenizer, layout
+        self._decoder = model.get_decoder()
+        self._blocks = _find_blocks(model)
+        self.head = CausalLMHead(model)
+        self._start = start_id(text_tokenizer)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def max_length(self) -> int:
+        return self.model.config.get_text_config().max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_input_embeddings().num_embeddings
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self._blocks
+
+    def last_hidden(self, ids_BT: Tensor) -> Tensor:
+        return self._decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def condition(self, text: str) -> list[int]:
+        # An image token's name inside a caption must stay text: a caption cannot paint.
+        ids = self.text_tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return [self._start, *ids["input_ids"]]
+
+    def null_condition(self) -> list[int]:
+        return [self._start]
+
+    def new_cache(self, length: int) -> StaticCache:
+        return StaticCache(config=self.model.config, max_cache_len=length)
+
+    def step(
+        self, ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: StaticCache
+    ) -> Tensor:
+        return self._decoder(
+            input_ids=ids_BT,
+            attention_mask=mask_BC,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def start_id(text_tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that opens a sequence: begin-of-text, or end-of-text where a family has no other."""
+    for token in (text_tokenizer.bos_token_id, text_tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError("the text tokenizer has neither a begin nor an end token to open a sequence")
+
+
+def _find_blocks(model: PreTrainedModel) -> Sequence[nn.Module]:
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [
+        module
+        for module in model.get_decoder().modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise ValueError(f"{type(model).__name__}: cannot find its {count} decoder blocks")
+    return lists[0]
+
+
+# ---- growing a language model that can only write ------------------------------------------------
+
+
+def grow(
+    model: PreTrainedModel,
+    text_tokenizer: PreTrainedTokenizerBase,
+    codebook_size: int,
+    *,
+    style: Style = "chameleon",
+    rep: bool = False,
+    codebook_KC: Tensor | None = None,
+    seed: int = 0,
+) -> CausalLM:
+    """Adds image codes and separators to `model` and its tokenizer, both in place.
+
+    The tables get max(old rows, last new id + 1) rows: many models pad theirs, and a naive resize
+    to the tokenizer's length would shrink them. The logits of old text tokens do not change.
+
+    Args:
+        codebook_size: K of the image tokenizer.
+        rep: also add the extra token of the paper's ablation.
+        codebook_KC: start the rows of the codes from the image tokenizer's codebook, by a random
+            projection scaled to the old rows' spread; otherwise from their mean and covariance.
+    """
+    names = [*_SEPARATORS[style], *(["<|rep|>"] if rep else [])]
+    sizes = [f"<|size_{n}|>" for n in range(_MAX_SIDE + 1)] if style == "lumina" else []
+    width = len(str(codebook_size - 1))
+    codes = [f"<|code_{k:0{width}}|>" for k in range(codebook_size)]
+    taken = [name for name in (*names, *sizes, *codes) if name in text_tokenizer.get_vocab()]
+    if taken:
+        raise ValueError(f"the tokenizer already has {taken[0]}: it was grown before")
+    text_tokenizer.add_tokens([*names, *sizes, *codes], special_tokens=True)
+    to_id = text_tokenizer.convert_tokens_to_ids
+    first_code = to_id(codes[0])
+    new_ids = list(range(to_id([*names, *sizes, *codes][0]), first_code + codebook_size))
+    _grow_tables(model, new_ids, first_code, codebook_KC, seed)
+    ids = dict(zip(("begin", "end", "row_end"), map(to_id, _SEPARATORS[style]), strict=False))
+    pad = text_tokenizer.pad_token_id
+    layout = Layout(
+        style=style,
+        code_ids=tuple(range(first_code, first_code + codebook_size)),
+        pad=start_id(text_tokenizer) if pad is None else pad,
+        first_size=to_id(sizes[0]) if sizes else None,
+        num_sizes=len(sizes),
+        rep=to_id("<|rep|>") if rep else None,
+        **ids,
+    )
+    return CausalLM(model, text_tokenizer, layout)
+
+
+@torch.no_grad()
+def _grow_tables(
+    model: PreTrainedModel,
+    new_ids: list[int],
+    first_code: int,
+    codebook_KC: Tensor | None,
+    seed: int,
+) -> None:
+    old_rows = model.get_input_embeddings().num_embeddings
+    rows = max(old_rows, new_ids[-1] + 1)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    output = model.get_output_embeddings()
+    tables = [model.get_input_embeddings().weight]
+    if output.weight is not tables[0]:
+        tables.append(output.weight)
+    known = min(old_rows, new_ids[0])
+    for table in tables:
+        table[new_ids] = _rows_like(table[:known], len(new_ids), generator).to(table)
+        if codebook_KC is not None:
+            codes = slice(first_code, first_code + len(codebook_KC))
+            table[codes] = _rows_from_codebook(table[:known], codebook_KC, generator).to(table)
+    if getattr(output, "bias", None) is not None:
+        output.bias[new_ids] = output.bias[:known].mean()
+
+
+def _rows_like(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Samples rows with the mean and covariance of the old ones, so that logits stay in range."""
+    old = old_VD.double().cpu()
+    mean = old.mean(0)
+    # Drawn as random combinations of centred rows: their covariance, without a D x D factor.
+    mix = torch.randn(count, len(old), generator=generator, dtype=torch.float64)
+    return mean + mix @ (old - mean) / max(len(old) - 1, 1) ** 0.5
+
+
+def _rows_from_codebook(old_VD: Tensor, codebook_KC: Tensor, generator: torch.Generator) -> Tensor:
+    """A random projection of the codebook, so that similar codes start with similar rows."""
+    old, codes = old_VD.double().cpu(), codebook_KC.double().cpu()
+    codes = (codes - codes.mean(0)) / codes.std().clamp(min=1e-12)
+    project = torch.randn(codes.shape[1], old.shape[1], generator=generator, dtype=torch.float64)
+    rows = codes @ project / codes.shape[1] ** 0.5
+    return old.mean(0) + rows * old.std(0)
+
+
+# ---- what every model must pass at load ----------------------------------------------------------
+
+
+@torch.no_grad()
+def check(backbone: Backbone) -> None:
+    """Probes head, tap and cache on a few random tokens; refuses by name what would train wrongly.
+
+    Raises:
+        ValueError: `head(hidden)` differs from the model's logits, a tap differs from
+            `hidden_states`, or decoding with the cache differs from the full forward pass.
+    """
+    model, name = backbone.model, type(backbone.model).__name__
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, backbone.vocab_size, (2, 6), generator=generator).to(backbone.device)
+    try:
+        _check_cache(backbone, ids, name)
+        # hidden_states[L] comes after the final norm, so block L is not compared.
+        layers = range(1, backbone.num_layers)
+        with _amplified_head_input(backbone) as seen, backbone.tap(layers) as taps:
+            output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
+        _same(backbone.head(seen[-1]), output.logits, f"{name}: head(hidden) is not its logits")
+        for layer in layers:
+            complaint = f"{name}: the tap of block {layer} is not hidden_states[{layer}]"
+            _same(taps[layer], output.hidden_states[layer], complaint)
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _amplified_head_input(backbone: Backbone) -> Iterator[list[Tensor]]:
+    """During a forward, scales what enters the output table so that logits reach about +-30.
+
+    A soft-cap or a bias hides at the small logits of a fresh model and shows at large ones.
+    """
+    seen: list[Tensor] = []
+
+    def amplify(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        largest = module.forward(args[0]).abs().amax().clamp(min=1e-6)
+        seen.append(args[0] * (30.0 / largest))
+        return (seen[-1], *args[1:])
+
+    handle = backbone.model.get_output_embeddings().register_forward_pre_hook(amplify)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _check_cache(backbone: Backbone, ids: Tensor, name: str) -> None:
+    rows, length = ids.shape
+    refused = f"{name} has no key/value cache that this package can use, so it could not paint"
+    try:
+        cache = backbone.new_cache(length)
+        mask = torch.ones(rows, length, dtype=torch.bool, device=ids.device)
+        mask[:, -1] = False
+        positions = torch.arange(length, device=ids.device).expand(rows, -1)
+        backbone.step(ids[:, :-1], positions[:, :-1], mask, cache)
+        mask[:, -1] = True
+        last = backbone.step(ids[:, -1:], positions[:, -1:], mask, cache)
+    except (TypeError, AttributeError, KeyError, NotImplementedError) as error:
+        raise ValueError(f"{refused} ({type(error).__name__}: {error})") from None
+    _same(last[:, 0], backbone.last_hidden(ids)[:, -1], f"{refused} (cached decoding differs)")
+
+
+def _same(found: Tensor, expected: Tensor, complaint: str) -> None:
+    scale = expected.float().abs().max().clamp(min=1e-6)
+    off = float((found.float() - expected.float()).abs().max() / scale)
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
+    if not off <= tolerance:
+        raise ValueError(
+            f"{complaint} (relative difference {off:.2g}): this model is not supported"
+        )

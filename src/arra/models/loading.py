@@ -1,0 +1,185 @@
+"""From a name to a backbone: a fresh small model, a language model to grow, a finished painter."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from arra.config import ModelConfig
+from arra.files import read_json, write_json
+from arra.layout import Layout
+from arra.models.base import Backbone
+from arra.models.causal_lm import CausalLM, check, grow
+from arra.resolve import resolve_folder
+
+PIPELINE = "pipeline.json"
+
+
+def load_model(spec: str | Path, device: str | torch.device = "cpu") -> Backbone:
+    """A model that can paint: an exported folder, a run folder or `builtin:scenes`.
+
+    Raises:
+        ValueError: a language model that was never grown, a missing file, a failed probe.
+    """
+    folder = resolve_folder(spec, "model")
+    if not (folder / PIPELINE).is_file():
+        raise ValueError(
+            f"{folder} has no {PIPELINE}: it is no painter. A language model learns to paint with "
+            f"`arra train llm --model {folder}`"
+        )
+    layout = Layout.from_json(read_json(folder / PIPELINE)["layout"])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    checkpoint = latest_checkpoint(folder)
+    if (folder / "checkpoints").is_dir() and checkpoint is None:
+        raise ValueError(f"{folder} has no finished checkpoint yet")
+    if checkpoint is None:
+        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "model"))
+        averaged = checkpoint / "ema.safetensors"
+        weights = averaged if averaged.is_file() else checkpoint / "model.safetensors"
+        load_weights(model, load_file(weights), weights)
+    backbone = CausalLM(model.to(device).eval(), tokenizer, layout)
+    check(backbone)
+    return backbone
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest finished checkpoint of a run folder (unfinished ones have hidden names)."""
+    return max((run / "checkpoints").glob("step-*"), default=None)
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Loads `weights` strictly, but for tables that the architecture ties to one another."""
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    stored = {p.data_ptr() for name, p in model.named_parameters() if name in weights}
+    all_names = dict(model.named_parameters(remove_duplicate=False))
+    missing = [n for n in missing if n not in all_names or all_names[n].data_ptr() not in stored]
+    if missing or unexpected:
+        raise ValueError(
+            f"{source} does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
+
+
+def load_for_training(
+    spec: str | Path | None,
+    config: ModelConfig,
+    *,
+    codebook_KC: torch.Tensor,
+    captions: Iterable[str],
+    seed: int,
+) -> Backbone:
+    """The backbone that a run starts from.
+
+    Args:
+        spec: a painter to go on with, a causal language model to grow, or None for a fresh model.
+        codebook_KC: the image tokenizer's codebook: its length is K.
+        captions: text that a fresh model's byte-level BPE is fitted on.
+    """
+    if spec is None:
+        torch.manual_seed(seed)
+        return _fresh(config, len(codebook_KC), captions, seed)
+    folder = resolve_folder(spec, "model")
+    if (folder / PIPELINE).is_file():
+        backbone = load_model(spec)
+        if len(backbone.layout.code_ids) != len(codebook_KC):
+            raise ValueError(
+                f"{spec} paints with {len(backbone.layout.code_ids)} codes, the image tokenizer "
+                f"has {len(codebook_KC)}: use the one that the model was trained with"
+            )
+        return backbone
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{spec} cannot be loaded as a causal language model: {reason}") from None
+    return _grown(model, tokenizer, config, codebook_KC, seed)
+
+
+def _fresh(config: ModelConfig, codebook_size: int, captions: Iterable[str], seed: int) -> Backbone:
+    tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)
+    hf_config = AutoConfig.for_model(
+        config.architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.mlp_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    model = AutoModelForCausalLM.from_config(hf_config)
+    return _grown(model, tokenizer, config, torch.zeros(codebook_size, 0), seed)
+
+
+def _grown(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,
+    codebook_KC: torch.Tensor,
+    seed: int,
+) -> Backbone:
+    backbone = grow(
+        model,  # type: ignore[arg-type]
+        tokenizer,
+        len(codebook_KC),
+        style=config.layout,
+        rep=config.rep,
+        codebook_KC=codebook_KC if config.new_rows == "codebook" else None,
+        seed=seed,
+    )
+    check(backbone)
+    return backbone
+
+
+def fit_text_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: any text can be written, and fitting is deterministic."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|pad|>", "<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+    )
+
+
+def save_skeleton(
+    backbone: Backbone, folder: Path, grid: tuple[int, int], image_size: int, vocab: str
+) -> None:
+    """Writes all that a painter is but its weights: config, tokenizer, layout, sampling."""
+    backbone.model.config.save_pretrained(folder / "model")
+    backbone.text_tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(
+        folder / PIPELINE,
+        {
+            "format_version": 1,
+            "layout": backbone.layout.to_json(),
+            "grid": list(grid),
+            "image_size": image_size,
+            "trained_vocabulary": vocab,
+            "sampling": {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        },
+    )
