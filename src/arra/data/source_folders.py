@@ -1,0 +1,154 @@
+"""Sources that are folders of images: with metadata, caption files, or one folder per class."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from arra.data.source_tables import (
+    Entry,
+    FileSource,
+    bad_path,
+    columns_of,
+    from_rows,
+    image_column_of,
+    read_table,
+)
+from arra.data.sources import SPLIT_NAMES, Reject, digest, missing_column, pick_split
+
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+    ".jp2",
+    ".avif",
+)
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+def open_folder(
+    folder: Path, split: str | None, text_column: str, image_column: str, name: str
+) -> FileSource:
+    """An image folder: with metadata, with NAME.txt beside each image, or one folder per class.
+
+    Folders called train, val(idation) and test right below it are its splits, unless there are
+    other image folders beside them (a class may be called "train").
+    """
+    table = _metadata(folder)
+    if table is not None:
+        return _with_root_metadata(folder, table, split, text_column, image_column, name)
+    parts = _split_folders(folder, name)
+    splits = tuple(parts)
+    chosen = pick_split(name, splits, split)
+    root = parts[chosen]
+    table = _metadata(root)
+    if table is not None:
+        rows = read_table(table)
+        return from_rows(table, rows, chosen, splits, text_column, image_column, name)
+    images = list_images(root)
+    if not images:
+        raise ValueError(
+            f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) and no metadata file"
+        )
+    sizes = [(relative, (root / relative).stat().st_size) for relative in images]
+    captioned = any((root / relative).with_suffix(".txt").is_file() for relative in images)
+    if captioned:
+        texts = [(root / relative).with_suffix(".txt") for relative in images]
+        sizes += [(text.name, text.stat().st_size) for text in texts if text.is_file()]
+        entries: list[Entry | Reject] = [Entry(r, root / r, None, {}) for r in images]
+        return FileSource(name, chosen, splits, entries, digest("captions", sizes))
+    names = sorted({r.split("/")[0] for part in parts.values() for r in _in_folders(part)})
+    if not names:
+        raise ValueError(
+            f"{folder} has images but no captions: add metadata.jsonl with file_name and text, or "
+            f"NAME.txt beside each image, or one folder per class"
+        )
+    return FileSource(
+        name,
+        chosen,
+        splits,
+        [_by_class(row, relative, root, names) for row, relative in enumerate(images)],
+        digest("classes", sizes, names),
+        {"label": int},
+        tuple(names),
+    )
+
+
+def _with_root_metadata(
+    folder: Path, table: Path, split: str | None, text_column: str, image_column: str, name: str
+) -> FileSource:
+    rows = read_table(table)
+    there = columns_of(rows)
+    if text_column not in there:
+        raise missing_column(str(table), "text", text_column, there)
+    column = image_column_of(table, image_column, there)
+    tops = [_top(row, column) for row in rows]
+    named = {top for top in tops if top is not None}
+    if not named or any(top.lower() not in SPLIT_NAMES for top in named):
+        chosen = pick_split(name, ("train",), split)
+        return from_rows(table, rows, chosen, ("train",), text_column, image_column, name)
+    # Rows that name no split folder (unreadable lines, images at the root) stay with `train`.
+    of_row = [SPLIT_NAMES[top.lower()] if top is not None else "train" for top in tops]
+    splits = tuple(sorted(set(of_row), key=("train", "val", "test").index))
+    chosen = pick_split(name, splits, split)
+    mine = [row for row, owner in zip(rows, of_row, strict=True) if owner == chosen]
+    return from_rows(table, mine, chosen, splits, text_column, image_column, name)
+
+
+def _top(row: dict[str, Any] | Reject, column: str) -> str | None:
+    file = row.get(column) if isinstance(row, dict) else None
+    if bad_path(file) is not None:
+        return None
+    parts = PurePosixPath(str(file)).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def _metadata(folder: Path) -> Path | None:
+    found = [folder / file for file in METADATA if (folder / file).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has both {' and '.join(METADATA)}: keep one")
+    return found[0] if found else None
+
+
+def _split_folders(folder: Path, name: str) -> dict[str, Path]:
+    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    filled = [path for path in below if _metadata(path) is not None or list_images(path)]
+    if not filled or any(path.name.lower() not in SPLIT_NAMES for path in filled):
+        return {"train": folder}
+    parts: dict[str, Path] = {}
+    for path in filled:
+        split = SPLIT_NAMES[path.name.lower()]
+        if split in parts:
+            raise ValueError(f"{name}: {parts[split].name} and {path.name} are both split {split}")
+        parts[split] = path
+    return {split: parts[split] for split in ("train", "val", "test") if split in parts}
+
+
+def list_images(folder: Path) -> list[str]:
+    """Paths of the images below a folder, relative, sorted; hidden ones are left out."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for file in files:
+            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES:
+                found.append((Path(root) / file).relative_to(folder).as_posix())
+    return sorted(found)
+
+
+def _in_folders(folder: Path) -> list[str]:
+    return [relative for relative in list_images(folder) if "/" in relative]
+
+
+def _by_class(row: int, relative: str, root: Path, names: list[str]) -> Entry | Reject:
+    if "/" not in relative:
+        return Reject(row, relative, "the image lies in no class folder")
+    folder = relative.split("/")[0]
+    text = folder.replace("_", " ")
+    return Entry(relative, root / relative, text, {"label": names.index(folder)})

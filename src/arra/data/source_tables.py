@@ -1,0 +1,257 @@
+"""Sources made of image files that a JSONL or CSV table lists."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from arra.data.sources import (
+    Record,
+    Reject,
+    Scalar,
+    bad_text,
+    digest,
+    is_utf8,
+    missing_column,
+    pick_split,
+    scalar,
+    split_of,
+)
+from arra.files import sha256_of
+
+TABLE_SUFFIXES = (".jsonl", ".csv")
+PATH_COLUMNS = ("file_name", "path", "image_path")
+"""Looked for when the image column has its default name and the table does not have it."""
+
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row whose image is a file; `text` None means that the caption is in NAME.txt beside it."""
+
+    id: str
+    path: Path
+    text: str | None
+    extra: dict[str, Scalar]
+
+
+class FileSource:
+    """Rows whose images are files."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        splits: tuple[str, ...],
+        entries: list[Entry | Reject],
+        fingerprint: str,
+        columns: dict[str, type] | None = None,
+        class_names: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.split, self.splits = name, split, splits
+        self.fingerprint = fingerprint
+        self.columns = columns or {}
+        self.class_names = class_names
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
+        """Yields rows start..stop-1; caption files are read here, images by who needs them."""
+        for row, entry in enumerate(self._entries[start:stop], start):
+            if isinstance(entry, Reject):
+                yield entry
+                continue
+            text: object = entry.text
+            if text is None:
+                text = _sidecar(entry.path)
+                if isinstance(text, Reject):
+                    yield Reject(row, entry.id, text.reason)
+                    continue
+            reason = bad_text(text)
+            if reason:
+                yield Reject(row, entry.id, reason)
+                continue
+            assert isinstance(text, str)
+            yield Record(entry.id, entry.path, text, entry.extra, row)
+
+
+def _sidecar(image: Path) -> str | Reject:
+    path = image.with_suffix(".txt")
+    try:
+        return path.read_bytes().decode("utf-8-sig").strip()
+    except FileNotFoundError:
+        return Reject(-1, None, f"missing caption file {path}")
+    except UnicodeDecodeError:
+        return Reject(-1, None, f"the caption file {path} is not valid UTF-8")
+
+
+def open_table(
+    path: Path, split: str | None, text_column: str, image_column: str, name: str
+) -> FileSource:
+    """A JSONL or CSV file with one image path and one caption per row, paths relative to it."""
+    only = split_of(path.stem) or "train"
+    chosen = pick_split(name, (only,), split)
+    rows = read_table(path)
+    return from_rows(path, rows, chosen, (only,), text_column, image_column, name)
+
+
+def from_rows(
+    path: Path,
+    rows: list[dict[str, Any] | Reject],
+    split: str,
+    splits: tuple[str, ...],
+    text_column: str,
+    image_column: str,
+    name: str,
+) -> FileSource:
+    there = columns_of(rows)
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    if text_column not in there:
+        raise missing_column(str(path), "text", text_column, there)
+    image_column = image_column_of(path, image_column, there)
+    skip = {text_column, image_column, "id"}
+    columns = {key: _kind(rows, key, path.suffix) for key in there if key not in skip}
+    entries = _entries(rows, path.parent, text_column, image_column, columns)
+    fingerprint = digest("table", sha256_of(path), split, text_column, image_column)
+    return FileSource(name, split, splits, entries, fingerprint, columns)
+
+
+def image_column_of(path: Path, image_column: str, there: list[str]) -> str:
+    if image_column in there:
+        return image_column
+    if image_column == "image":
+        for known in PATH_COLUMNS:
+            if known in there:
+                return known
+    raise missing_column(str(path), "image", image_column, there)
+
+
+def columns_of(rows: list[dict[str, Any] | Reject]) -> list[str]:
+    seen: dict[str, None] = {}
+    for row in rows:
+        if isinstance(row, dict):
+            seen.update(dict.fromkeys(row))
+    return list(seen)
+
+
+def _entries(
+    rows: list[dict[str, Any] | Reject],
+    root: Path,
+    text_column: str,
+    image_column: str,
+    columns: dict[str, type],
+) -> list[Entry | Reject]:
+    entries: list[Entry | Reject] = []
+    first_with: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        if isinstance(row, Reject):
+            entries.append(Reject(number, row.id, row.reason))
+            continue
+        file = row.get(image_column)
+        given = row.get("id")
+        id_ = str(file if given is None else given)
+        shown = id_ if is_utf8(id_) else None
+        reason = bad_path(file) or bad_text(row.get(text_column))
+        if reason is None and shown is None:
+            reason = "the id is not valid UTF-8"
+        if reason is None and id_ in first_with:
+            reason = f"duplicate id, first seen in row {first_with[id_]}"
+        if reason is not None:
+            entries.append(Reject(number, shown, reason))
+            continue
+        first_with[id_] = number
+        extra = {key: _cell(row.get(key), kind) for key, kind in columns.items()}
+        entries.append(Entry(id_, root / str(file), row[text_column], extra))
+    return entries
+
+
+def bad_path(file: object) -> str | None:
+    """Why a path in a table cannot be used: tables may not reach outside their own folder."""
+    if not isinstance(file, str) or not file.strip():
+        return "the image path is missing"
+    if not is_utf8(file):
+        return "the image path is not valid UTF-8"
+    if "\0" in file:
+        return "the image path holds a NUL character"
+    if PurePosixPath(file).is_absolute() or PureWindowsPath(file).drive:
+        return f"the image path {file!r} is absolute: write it relative to the table"
+    depth = 0
+    for part in PurePosixPath(file).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return f"the image path {file!r} leaves the folder of the table"
+    return None
+
+
+def read_table(path: Path) -> list[dict[str, Any] | Reject]:
+    """The rows of a JSONL or CSV file; lines that cannot be read become rejects."""
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    return _read_jsonl(data) if path.suffix.lower() == ".jsonl" else _read_csv(data, path)
+
+
+def _read_jsonl(data: bytes) -> list[dict[str, Any] | Reject]:
+    rows: list[dict[str, Any] | Reject] = []
+    for line_number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            rows.append(Reject(-1, None, f"line {line_number} is not valid UTF-8"))
+            continue
+        except (json.JSONDecodeError, RecursionError) as error:
+            rows.append(Reject(-1, None, f"line {line_number} is not valid JSON ({error})"))
+            continue
+        if isinstance(value, dict):
+            rows.append(value)
+        else:
+            rows.append(Reject(-1, None, f"line {line_number} is not a JSON object"))
+    return rows
+
+
+def _read_csv(data: bytes, path: Path) -> list[dict[str, Any] | Reject]:
+    # Undecodable bytes become lone surrogates, so that one bad caption costs one row, not the file.
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    rows: list[dict[str, Any] | Reject] = []
+    try:
+        for row in reader:
+            if None in row:
+                reason = f"line {reader.line_num} has more fields than the header: quote commas"
+                rows.append(Reject(-1, None, reason))
+            else:
+                rows.append({key: value if value != "" else None for key, value in row.items()})
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a readable CSV file ({error})") from None
+    return rows
+
+
+def _kind(rows: list[dict[str, Any] | Reject], key: str, suffix: str) -> type:
+    """The type that holds every value of a column: bool, int, float or (for the rest) str."""
+    values = [row[key] for row in rows if isinstance(row, dict) and row.get(key) is not None]
+    if not values:
+        return str
+    if suffix.lower() == ".csv":
+        if all(_INTEGER.fullmatch(value) for value in values):
+            return int
+        return float if all(_NUMBER.fullmatch(value) for value in values) else str
+    kinds = {type(value) for value in values}
+    if kinds == {bool}:
+        return bool
+    if kinds == {int}:
+        return int if all(-(2**63) <= value < 2**63 for value in values) else str
+    return float if kinds <= {int, float} else str
+
+
+def _cell(value: object, kind: type) -> Scalar:
+    cell = scalar(value, kind)
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
