@@ -66,12 +66,16 @@ class Backbone(ABC):
         """
 
     @abstractmethod
-    def condition(self, text: str) -> list[int]:
-        """Token ids that stand before the image of `text`."""
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, without the token that opens a sequence."""
 
     @abstractmethod
     def null_condition(self) -> list[int]:
         """Ids of the empty prompt: for prompt dropout in training and for the unguided row."""
+
+    def condition(self, text: str) -> list[int]:
+        """Token ids that stand before the image of `text`."""
+        return [*self.null_condition(), *self.text_ids(text)]
 
     @abstractmethod
     def new_cache(self, length: int) -> Any:

@@ -82,10 +82,10 @@ class CausalLM(Backbone):
     def last_hidden(self, ids_BT: Tensor) -> Tensor:
         return self._decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
 
-    def condition(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
         # An image token's name inside a caption must stay text: a caption cannot paint.
         ids = self.text_tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return [self._start, *ids["input_ids"]]
+        return ids["input_ids"]
 
     def null_condition(self) -> list[int]:
         return [self._start]

@@ -167,7 +167,13 @@ def fit_text_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedToken
 
 
 def save_skeleton(
-    backbone: Backbone, folder: Path, grid: tuple[int, int], image_size: int, vocab: str
+    backbone: Backbone,
+    folder: Path,
+    *,
+    grid: tuple[int, int],
+    image_tokenizer: str,
+    fingerprint: str,
+    trained_vocabulary: str,
 ) -> None:
     """Writes all that a painter is but its weights: config, tokenizer, layout, sampling."""
     backbone.model.config.save_pretrained(folder / "model")
@@ -178,8 +184,8 @@ def save_skeleton(
             "format_version": 1,
             "layout": backbone.layout.to_json(),
             "grid": list(grid),
-            "image_size": image_size,
-            "trained_vocabulary": vocab,
+            "image_tokenizer": {"spec": image_tokenizer, "fingerprint": fingerprint},
+            "trained_vocabulary": trained_vocabulary,
             "sampling": {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
         },
     )

@@ -1,0 +1,20 @@
+"""Recipes: functions that return a full training config; each names the source of its numbers.
+
+arra train RECIPE --data DIR --out RUN [any field of the config as a flag]
+"""
+
+from collections.abc import Callable
+
+from arra.config import TrainConfig
+from arra.recipes.adapt import adapt
+from arra.recipes.base import base
+from arra.recipes.llm import llm
+from arra.recipes.scenes import scenes
+
+RECIPES: dict[str, Callable[[str, str], TrainConfig]] = {
+    "scenes": scenes,
+    "base": base,
+    "llm": llm,
+    "adapt": adapt,
+}
+"""Name -> function of (prepared data folder, run folder)."""

@@ -1,0 +1,180 @@
+"""`arra VERB`: parsing only. Whatever is heavy is imported inside the verb."""
+
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
+
+  demo        train a plain and an aligned painter on drawn scenes, paint, measure, write a report
+  prepare     images and captions -> a dataset of codes and features
+  tokenizer   train | evaluate an image tokenizer
+  train       train a painter, aligned or plain; the same command again resumes
+  generate    paint prompts
+  evaluate    measure what was painted
+  study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
+  export      a run -> an ordinary checkpoint of its own architecture
+
+  --version   print the version
+  --debug     (anywhere) full tracebacks
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Exit code 0 = done, 2 = wrong use, 1 = failed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import arra
+
+        print(arra.__version__)
+        return 0
+    verb = VERBS.get(arguments[0])
+    if verb is None:
+        return _complain(f"there is no verb {arguments[0]!r}\n\n{USAGE}", 2)
+    try:
+        verb(arguments[1:])
+    except WrongUse as error:
+        if debug:
+            raise
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("stopped; the same command goes on where it was", 1)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        return _complain(_sentence(error), 1)
+    return 0
+
+
+class WrongUse(ValueError):
+    """The command line itself is wrong."""
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"arra: {message}", file=sys.stderr)
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the disk is full{where}: free some space and run the same command again; what was "
+            f"finished is kept"
+        )
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) -> Any:
+    import tyro
+
+    options = {} if default is None else {"default": default}
+    try:
+        return tyro.cli(kind, args=list(arguments), prog=prog, **options)
+    except ValueError as error:
+        raise WrongUse(_sentence(error)) from None
+
+
+# ---- verbs ---------------------------------------------------------------------------------------
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    from arra.study.demo import DemoConfig, run_demo
+
+    print(run_demo(_parse(DemoConfig, arguments, "arra demo")))
+
+
+def _prepare(arguments: Sequence[str]) -> None:
+    from arra.data.prepare import PrepareConfig, prepare
+
+    print(prepare(_parse(PrepareConfig, arguments, "arra prepare")))
+
+
+def _tokenizer(arguments: Sequence[str]) -> None:
+    action = arguments[0] if arguments else "--help"
+    if action == "train":
+        from arra.image_tokenizers.fit import TokenizerConfig, fit_tokenizer
+
+        print(fit_tokenizer(_parse(TokenizerConfig, arguments[1:], "arra tokenizer train")))
+    elif action == "evaluate":
+        from arra.image_tokenizers.measure import MeasureConfig, measure_tokenizer
+
+        measure_tokenizer(_parse(MeasureConfig, arguments[1:], "arra tokenizer evaluate"))
+    elif action in ("-h", "--help"):
+        print("usage: arra tokenizer train|evaluate [...]      (add --help for their options)")
+    else:
+        raise WrongUse(f"arra tokenizer {action}: there is train and evaluate")
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from arra.config import TrainConfig
+    from arra.recipes import RECIPES
+
+    recipe = arguments[0] if arguments else "--help"
+    if recipe in ("-h", "--help"):
+        print("usage: arra train RECIPE --data DIR --out RUN [...]\n")
+        for name, function in RECIPES.items():
+            print(f"  {name:8}{(function.__doc__ or '').splitlines()[0]}")
+        print("\narra train RECIPE --help lists every option with the recipe's default")
+        return
+    if recipe not in RECIPES:
+        raise WrongUse(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
+    import tyro
+
+    default = dataclasses.replace(
+        RECIPES[recipe]("", ""), data_folder=tyro.MISSING, out=tyro.MISSING
+    )
+    config = _parse(TrainConfig, arguments[1:], f"arra train {recipe}", default)
+    from arra.train.loop import train
+
+    print(train(config))
+
+
+def _generate(arguments: Sequence[str]) -> None:
+    from arra.generate.pipeline import GenerateConfig, generate
+
+    print(generate(_parse(GenerateConfig, arguments, "arra generate")))
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    from arra.evaluate.protocol import EvaluateConfig, evaluate
+
+    evaluate(_parse(EvaluateConfig, arguments, "arra evaluate"))
+
+
+def _study(arguments: Sequence[str]) -> None:
+    from arra.study.arms import StudyConfig, run_study
+
+    print(run_study(_parse(StudyConfig, arguments, "arra study")))
+
+
+def _export(arguments: Sequence[str]) -> None:
+    from arra.export import ExportConfig, export
+
+    print(export(_parse(ExportConfig, arguments, "arra export")))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": _demo,
+    "prepare": _prepare,
+    "tokenizer": _tokenizer,
+    "train": _train,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "study": _study,
+    "export": _export,
+}
+
+
+if __name__ == "__main__":
+    # A wheel on a machine without a hub must not wait for one, and forks must not warn.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

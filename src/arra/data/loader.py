@@ -1,0 +1,158 @@
+"""From prepared rows to the micro-batches of one optimizer step.
+
+The order is a function of (seed, step) only: nothing is carried from step to step, so a run resumes
+anywhere, and ranks may take slices of the same global batch.
+
+Legend: N rows (images), D feature width, E images of a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from arra.data.shards import Dataset
+from arra.layout import Batch, Image, Sample, Text
+from arra.models.base import Backbone
+from arra.objective import Feature
+
+PLACEHOLDER = "<image>"
+"""Where an image stands within its row's text; without it the image follows the text."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes."""
+
+    batch: Batch
+    features: dict[str, Feature]
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        features = {name: feature.to(device) for name, feature in self.features.items()}
+        return MicroBatch(self.batch.to(device), features)
+
+
+class Loader:
+    """Rows of a prepared dataset as micro-batches for one backbone.
+
+    Args:
+        dataset: one split; its `features` are those that are aligned to.
+        centred: whether the constant answer is that of centred features.
+        passages: plain text that is mixed in, `text_rows` of them per step.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        backbone: Backbone,
+        *,
+        batch_size: int,
+        micro_batch: int,
+        seed: int,
+        prompt_dropout: float = 0.0,
+        train_text: bool = False,
+        centred: bool = False,
+        passages: Sequence[str] = (),
+        text_rows: int = 0,
+    ) -> None:
+        self.dataset, self.backbone = dataset, backbone
+        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.prompt_dropout, self.train_text, self.centred = prompt_dropout, train_text, centred
+        self.passages, self.text_rows = passages, text_rows
+        self.samples = _rows_by_sample(dataset.samples)
+        if not self.samples:
+            raise ValueError(f"the dataset's split {dataset.split!r} has no rows to train on")
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._constants = {name: self._constant(name) for name in dataset.features}
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of optimizer step `step` (counted from 0)."""
+        first = step * self.batch_size
+        chosen = [self._sample_at(first + k) for k in range(self.batch_size)]
+        generator = np.random.default_rng([self.seed, step])
+        dropped = generator.random(self.batch_size) < self.prompt_dropout
+        parts = self.batch_size // self.micro_batch
+        texts = np.array_split(np.arange(self.text_rows) + step * self.text_rows, parts)
+        return [
+            self._collate(
+                chosen[i * self.micro_batch : (i + 1) * self.micro_batch],
+                dropped[i * self.micro_batch : (i + 1) * self.micro_batch],
+                texts[i],
+            )
+            for i in range(parts)
+        ]
+
+    def in_order(self, limit: int) -> Iterator[MicroBatch]:
+        """The first `limit` samples in the dataset's order, no prompt dropped: for validation."""
+        samples = self.samples[:limit]
+        for i in range(0, len(samples), self.micro_batch):
+            part = samples[i : i + self.micro_batch]
+            yield self._collate(part, np.zeros(len(part), bool), np.zeros(0, int))
+
+    # ---- one batch ------------------------------------------------------------------------------
+
+    def _collate(
+        self, samples: Sequence[Sequence[int]], dropped: np.ndarray, texts: np.ndarray
+    ) -> MicroBatch:
+        rows = [self._lay_out(s, bool(d)) for s, d in zip(samples, dropped, strict=True)]
+        rows += [self._passage(int(i)) for i in texts]
+        batch = self.backbone.layout.collate(rows)
+        indices = [row for sample in samples for row in sample]
+        features = {
+            name: Feature(torch.from_numpy(values[indices].astype(np.float32)), *constants)
+            for (name, values), constants in zip(
+                self.dataset.features.items(), self._constants.values(), strict=True
+            )
+        }
+        assert batch.num_images == len(indices)
+        return MicroBatch(batch, features)
+
+    def _lay_out(self, rows: Sequence[int], dropped: bool) -> Sample:
+        segments: list[Text | Image] = [Text(tuple(self.backbone.null_condition()))]
+        for row in rows:
+            height, width = (int(side) for side in self.dataset.grids[row])
+            image = Image(tuple(self.dataset.image_ids[row].tolist()), height, width)
+            before, _, after = self.dataset.texts[row].partition(PLACEHOLDER)
+            if dropped:
+                before = after = ""
+            segments += [self._text(before), image, self._text(after)]
+        return self.backbone.layout.sample(
+            [s for s in segments if isinstance(s, Image) or s.ids],
+            max_length=self.backbone.max_length,
+            train_text=self.train_text,
+        )
+
+    def _text(self, text: str) -> Text:
+        return Text(tuple(self.backbone.text_ids(text)) if text else ())
+
+    def _passage(self, index: int) -> Sample:
+        epoch, position = divmod(index, len(self.passages))
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.passages))
+        ids = self.backbone.condition(self.passages[order[position]])
+        return self.backbone.layout.sample(
+            [Text(tuple(ids))], max_length=self.backbone.max_length, train_text=True
+        )
+
+    # ---- order and constants --------------------------------------------------------------------
+
+    def _sample_at(self, index: int) -> Sequence[int]:
+        epoch, position = divmod(index, len(self.samples))
+        return self.samples[self._order(epoch)[position]]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.samples))
+
+    def _constant(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        info = self.dataset.manifest.features[name]
+        direction = info.centred_unit_mean if self.centred else info.unit_mean
+        return torch.tensor(info.mean), torch.tensor(direction)
+
+
+def _rows_by_sample(samples: Sequence[str]) -> list[list[int]]:
+    """Row indices of each sample, in the order of its first row."""
+    rows: dict[str, list[int]] = {}
+    for row, sample in enumerate(samples):
+        rows.setdefault(sample, []).append(row)
+    return list(rows.values())

@@ -1,0 +1,69 @@
+"""From a run to an ordinary checkpoint of its own architecture: nothing of ARRA remains in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from arra.files import atomic_dir, read_json, write_json
+from arra.image_tokenizers import load_image_tokenizer
+from arra.models.loading import PIPELINE, latest_checkpoint, load_weights
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a run's painter as standard folders: model, tokenizer, image tokenizer."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """The run folder."""
+    out: str
+    """The new folder."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Which weights: those of the last step or their moving average."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the stored weights."""
+
+
+def export(config: ExportConfig) -> Path:
+    """Writes `out/{model,tokenizer,image_tokenizer,pipeline.json}`; returns `out`.
+
+    `out/model` opens with transformers' own classes, without this package.
+    """
+    run = Path(config.run)
+    if not (run / PIPELINE).is_file():
+        raise ValueError(f"{run} is no run folder: it has no {PIPELINE}")
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} has no finished checkpoint yet")
+    name = "model" if config.weights == "raw" else "ema"
+    file = checkpoint / f"{name}.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(run / "model"))
+    load_weights(model, load_file(file), file)
+    pipeline = read_json(run / PIPELINE)
+    tokenizer = load_image_tokenizer(pipeline["image_tokenizer"]["spec"])
+    if tokenizer.fingerprint != pipeline["image_tokenizer"]["fingerprint"]:
+        raise ValueError(
+            f"{pipeline['image_tokenizer']['spec']} is no longer the image tokenizer that {run} "
+            f"was trained with: put the original back in its place"
+        )
+    out = Path(config.out)
+    with atomic_dir(out) as temporary:
+        model.to(getattr(torch, config.dtype)).save_pretrained(temporary / "model")
+        AutoTokenizer.from_pretrained(run / "tokenizer").save_pretrained(temporary / "tokenizer")
+        tokenizer.save_pretrained(temporary / "image_tokenizer")
+        written = read_json(run / "config.json")
+        origin = {
+            "recipe": written["recipe"],
+            "step": read_json(checkpoint / "state.json")["step"],
+            "weights": config.weights,
+            "alignment": written["align"],
+        }
+        pipeline["image_tokenizer"]["spec"] = "image_tokenizer"
+        write_json(temporary / PIPELINE, {**pipeline, "origin": origin})
+    return out

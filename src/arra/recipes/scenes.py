@@ -1,0 +1,23 @@
+"""A painter of about 3M parameters, small enough for a CPU."""
+
+from arra.config import AlignConfig, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def scenes(data: str, out: str) -> TrainConfig:
+    """From random weights on 64 codes an image: the demo's recipe, and one for small pictures.
+
+    The block in the middle is aligned. Block 1 (the paper's) is block 1 of 32; of 6 blocks it is
+    something else: experiments/demo holds what each depth gives.
+    """
+    return TrainConfig(
+        data_folder=data,
+        out=out,
+        recipe="scenes",
+        steps=1600,
+        batch_size=32,
+        model=ModelConfig(layers=6, hidden_size=192, heads=6, mlp_size=512),
+        align=AlignConfig(weight=1.0, layer=(3,)),
+        data=DataConfig(prompt_dropout=0.1),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.05, ema=0.0),
+        log=LogConfig(every=20),
+    )

@@ -1,0 +1,110 @@
+"""A run's state on disk: safetensors and JSON only, visible only when complete.
+
+checkpoints/step-00001000/
+    model.safetensors       the model's own state dict
+    ema.safetensors         the averaged weights, if any, under the same names
+    objective.safetensors   projectors (training only: never exported)
+    optimizer.safetensors   `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
+    state.json              step, pending log sums, SHA-256 of the files above
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from arra.files import atomic_dir, read_json, sha256_of, write_json
+from arra.models.loading import load_weights
+from arra.train.optim import Average
+
+
+@dataclass
+class State:
+    """Everything that a resume restores, in place."""
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+
+
+def save(run: Path, step: int, state: State, extra: Mapping[str, Any], keep: int) -> Path:
+    """Writes checkpoint `step` (optimizer steps done) and removes the oldest beyond `keep`."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    parts = {
+        "model": unique_tensors(state.model),
+        "objective": dict(state.objective.state_dict()),
+        "optimizer": _flatten_optimizer(state),
+    }
+    if state.average is not None:
+        parts["ema"] = {**parts["model"], **state.average.weights}
+    with atomic_dir(folder) as temporary:
+        sums = {}
+        for name, tensors in parts.items():
+            file = temporary / f"{name}.safetensors"
+            save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, file)
+            sums[file.name] = sha256_of(file)
+        write_json(temporary / "state.json", {"step": step, "sha256": sums, **extra})
+    if keep > 0:
+        for old in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    return folder
+
+
+def restore(folder: Path, state: State) -> dict[str, Any]:
+    """Loads a checkpoint into `state`; returns its state.json.
+
+    Raises:
+        ValueError: a file is missing, damaged or of another model.
+    """
+    info = read_json(folder / "state.json")
+    for name, expected in info["sha256"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            raise ValueError(f"{folder / name} is missing or damaged: remove {folder} to resume")
+    load_weights(state.model, load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    state.objective.load_state_dict(load_file(folder / "objective.safetensors"))
+    _restore_optimizer(load_file(folder / "optimizer.safetensors"), state)
+    if state.average is not None:
+        averaged = load_file(folder / "ema.safetensors")
+        for name, tensor in state.average.weights.items():
+            tensor.copy_(averaged[name])
+    return info
+
+
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict that names each storage once (safetensors refuses tied tables named twice)."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor
+    return kept
+
+
+def _parameter_names(state: State) -> dict[int, str]:
+    named = [("model", state.model), ("objective", state.objective)]
+    return {id(p): f"{part}.{n}" for part, m in named for n, p in m.named_parameters()}
+
+
+def _flatten_optimizer(state: State) -> dict[str, Tensor]:
+    names = _parameter_names(state)
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, values in state.optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def _restore_optimizer(tensors: dict[str, Tensor], state: State) -> None:
+    by_name = {name: i for i, name in _parameter_names(state).items()}
+    parameters = {id(p): p for g in state.optimizer.param_groups for p in g["params"]}
+    for flat, tensor in tensors.items():
+        key, _, name = flat.partition("/")
+        parameter = parameters[by_name[name]]
+        state.optimizer.state[parameter][key] = tensor.to(parameter.device)

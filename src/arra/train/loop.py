@@ -1,0 +1,138 @@
+"""The training loop: plain PyTorch, readable in one sitting.
+
+One image's way: data/loader.py lays it out -> `setup.Step` runs the backbone and taps it ->
+objective.py turns hidden states into sums -> this file divides, steps, logs and saves.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arra.config import TrainConfig
+from arra.models.loading import latest_checkpoint
+from arra.train import checkpoint
+from arra.train.monitor import Monitor, Tally, log_line, print_line, write_run_card
+from arra.train.optim import alignment_factor, clip, learning_rate
+from arra.train.samples import paint_samples
+from arra.train.setup import Run, manifest_hash, pick_device, refuse_another_run, set_up
+
+
+def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
+    """Trains until `config.steps`, resuming what is in `config.out`; returns the run folder.
+
+    Args:
+        stop_after: end (with a checkpoint) after this many optimizer steps, schedules unchanged.
+    """
+    started = time.monotonic()
+    folder = Path(config.out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    refuse_another_run(config, folder)
+    with _deterministic(config):
+        run = set_up(config, folder)
+        last = latest_checkpoint(folder)
+        info = checkpoint.restore(last, run.state) if last else {"step": 0, "tally": {}}
+        monitor = Monitor(folder, config, info["step"])
+        try:
+            _loop(run, monitor, info, min(config.steps, stop_after or config.steps))
+        finally:
+            monitor.close()
+    manifest = run.loader.dataset.manifest
+    encoders = {name: info.encoder for name, info in manifest.features.items()}
+    seconds = time.monotonic() - started
+    write_run_card(folder, manifest_hash(config), encoders, seconds)
+    return folder
+
+
+def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None:
+    config, tally = run.config, Tally(info["tally"])
+    for step in range(info["step"], end):
+        norm, weights = _optimizer_step(run, step, tally)
+        tally.add("grad_norm", norm, 1)
+        done = step + 1
+        finished = done == config.steps
+        if done % config.log.every == 0 or finished:
+            means = tally.means()
+            fields = log_line(means, weights) | {
+                "lambda": config.align.weight * alignment_factor(step, config.steps, config.align),
+                "lr": learning_rate(step, config.steps, config.optim),
+                "grad_norm": means["grad_norm"],
+                "images_per_s": monitor.images_per_second(done),
+            }
+            every = config.log.validate_every
+            if run.validation and (finished or (every and done % every == 0)):
+                fields |= {f"val_{k}": v for k, v in validate(run).items()}
+            monitor.write(done, fields)
+            print_line(done, config.steps, fields, monitor.remaining(done))
+            tally = Tally()
+        if config.log.sample_every and done % config.log.sample_every == 0:
+            paint_samples(run, done)
+        if done % config.checkpoint.every == 0 or done == end:
+            extra = {"tally": tally.saved()}
+            checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
+
+
+def _optimizer_step(run: Run, step: int, tally: Tally) -> tuple[Tensor, Mapping[str, float]]:
+    """One optimizer step: every term is divided once, by its count over all micro-batches."""
+    config, state = run.config, run.state
+    # Dropout inside a model, if any, depends on (seed, step) only: EDM2's way to an exact resume.
+    torch.manual_seed((config.seed << 32) + step)
+    factor = alignment_factor(step, config.steps, config.align)
+    micros = [micro.to(run.device) for micro in run.loader.step(step)]
+    counts = _add_counts([run.step.objective.counts(micro.batch) for micro in micros])
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(step, config.steps, config.optim)
+    weights: Mapping[str, float] = {}
+    for micro in micros:
+        with _autocast(config, run.device):
+            terms = run.step(micro, factor)
+        terms.total(counts).backward()
+        tally.add_terms(terms)
+        weights = terms.weights
+    norm = clip(run.step.model, run.step.objective, config.optim.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.average is not None:
+        state.average.update(run.step.model.named_parameters(), step)
+    return norm, weights
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict[str, float]:
+    """Mean terms over the first images of the validation split, prompts kept."""
+    assert run.validation is not None
+    tally = Tally()
+    run.step.eval()
+    for micro in run.validation.in_order(run.config.log.validate_images):
+        with _autocast(run.config, run.device):
+            terms = run.step(micro.to(run.device), 1.0)
+        tally.add_terms(terms)
+    run.step.train()
+    line = log_line(tally.means(), terms.weights)
+    return {name: value for name, value in line.items() if name != "loss"}
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    if config.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def _deterministic(config: TrainConfig) -> Iterator[None]:
+    """On a CPU a run is a function of its config: no algorithm may depend on thread timing."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(pick_device(config.device) == "cpu" or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _add_counts(parts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(part[name] for part in parts) for name in parts[0]}

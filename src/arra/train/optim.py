@@ -1,0 +1,93 @@
+"""AdamW's groups, the learning-rate schedule, the schedule of lambda, and averaged weights."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from arra.config import AlignConfig, OptimConfig
+
+
+def build_optimizer(
+    model: nn.Module, objective: nn.Module, config: OptimConfig
+) -> torch.optim.AdamW:
+    """AdamW with every trainable parameter in exactly one group.
+
+    Matrices decay; norms, biases and token tables do not (rows of rare tokens would only shrink).
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for m in (model, objective) for p in m.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
+    chosen = {id(p) for p in decayed}
+    rest = [p for p in trained if id(p) not in chosen]
+    assert len(decayed) + len(rest) == len({id(p) for p in trained}), "a parameter has two groups"
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then its shape."""
+    warmup = max(1, round(config.warmup * steps))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, steps - warmup)
+    low = config.final_lr
+    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def alignment_factor(step: int, steps: int, config: AlignConfig) -> float:
+    """The factor on lambda at optimizer step `step`.
+
+    step: 1, then 1/2 after `until` (Mirai halves at half of training). cosine: 1 to 0 at `until`.
+    stop: 1, then 0 after `until` (HASTE).
+    """
+    progress = step / steps
+    late = progress >= config.until
+    match config.schedule:
+        case "step":
+            return 0.5 if late else 1.0
+        case "stop":
+            return 0.0 if late else 1.0
+        case "cosine":
+            return 0.0 if late else 0.5 * (1 + math.cos(math.pi * progress / config.until))
+        case _:
+            return 1.0
+
+
+def clip(model: nn.Module, objective: nn.Module, limit: float) -> Tensor:
+    """Clips the model's and the projectors' gradients apart; returns the model's norm.
+
+    Together, a large projector gradient would scale down the model's, and an aligned run would
+    differ from its baseline by more than its loss.
+    """
+    norm = nn.utils.clip_grad_norm_(list(model.parameters()), limit)
+    projectors = list(objective.parameters())
+    if projectors:
+        nn.utils.clip_grad_norm_(projectors, limit)
+    return norm
+
+
+class Average:
+    """Exponential moving average of weights, with warm-up: decay min(d, (1 + t) / (10 + t))."""
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]], decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in named}
+
+    @torch.no_grad()
+    def update(self, named: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Moves the average towards the weights after optimizer step `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in named:
+            self.weights[name].lerp_(parameter.detach(), 1 - decay)
