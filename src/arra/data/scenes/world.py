@@ -1,8 +1,8 @@
 """What a scene is, and which scene stands at a given index of a split.
 
 Units: pixels of a 64x64 canvas, x to the right, y downwards, pixel i has its centre at i. A shape's
-`x`, `y` is its centroid. All kinds of one size have the same area (that of a disc of radius `RADIUS`),
-so that size is never a hint to the kind.
+`x`, `y` is its centroid. All kinds of one size have the same area (a disc of radius `RADIUS`), so
+that size is never a hint to the kind.
 """
 
 from __future__ import annotations
