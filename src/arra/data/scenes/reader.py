@@ -23,7 +23,7 @@ from arra.data.scenes.drawing import coverage
 from arra.data.scenes.world import BACKGROUNDS, COLOURS, KINDS, RADIUS, SIDE
 
 FITS = 0.80  # least overlap with the ideal shape for a whole one (drawn and blurred scenes: > 0.85)
-FITS_BROKEN = 0.62  # the same for pieces put together: the gap between them is missing
+FITS_BROKEN = 0.72  # the same for pieces put together, the gap between them closed
 RADII = (0.8 * RADIUS["small"], 1.25 * RADIUS["large"])  # of anything that counts as a shape
 LARGE_FROM = (RADIUS["small"] * RADIUS["large"]) ** 0.5
 SPECK = 16  # pixels; fewer are noise (the smallest shape has 133)
@@ -243,11 +243,19 @@ def _find_broken(loose: list[_Blob], count: int) -> tuple[FoundShape, tuple[_Blo
     for group in combinations(loose, count):
         if len({blob.colour for blob in group}) > 1 or not _near(group):
             continue
-        whole = _Blob(group[0].colour, np.maximum.reduce([blob.alpha_HW for blob in group]))
+        whole = _Blob(group[0].colour, _join(group))
         shape = _best_shape(whole, FITS_BROKEN)
         if shape is not None and (best is None or shape.fit > best[0].fit):
             best = shape, group
     return best
+
+
+def _join(group: tuple[_Blob, ...]) -> np.ndarray:
+    """The coverage by all pieces, with gaps of up to four pixels between them filled."""
+    alpha_HW = np.maximum.reduce([blob.alpha_HW for blob in group])
+    mask_HW = np.pad(alpha_HW > 0.5, 2)
+    closed_HW = ~_grow(_grow(~_grow(_grow(mask_HW))))[2:-2, 2:-2]
+    return np.where(closed_HW, 1, alpha_HW)
 
 
 def _near(group: tuple[_Blob, ...]) -> bool:
