@@ -211,7 +211,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of 1 - cos, and what it must be compared with."""
         positions = batch.positions[target.positions]
-        wanted_ED = feature.values.float()
+        dtype = _wide(taps[target.layers[0]])
+        wanted_ED = feature.values.to(dtype)
         if target.centred:
             wanted_ED = wanted_ED - feature.mean
         wanted_ED = F.normalize(wanted_ED, dim=-1).detach()
@@ -221,18 +222,18 @@ class Objective(nn.Module):
         else:
             wanted_ND = wanted_ED[positions.image_N]
             global_ED = wanted_ED
-        share_N = _share_of_image(positions, batch.num_images)
-        loss = feature.values.new_zeros((), dtype=torch.float32)
+        share_N = _share_of_image(positions, batch.num_images, dtype)
+        loss = wanted_ED.new_zeros(())
         found_ED = torch.zeros_like(global_ED)
         for layer in target.layers:
             hidden_ND = taps[layer].flatten(0, 1).index_select(0, positions.flat_N)
-            projected_ND = self.projectors[_key(target, layer)](hidden_ND).float()
+            projected_ND = self.projectors[_key(target, layer)](hidden_ND).to(dtype)
             projected_ND = F.normalize(projected_ND, dim=-1)
             distance_N = 1 - (projected_ND * wanted_ND).sum(-1)
             loss = loss + (distance_N * share_N).sum() / len(target.layers)
             found_ED.index_add_(0, positions.image_N, projected_ND.detach() * share_N[:, None])
         with torch.no_grad():
-            constant_D = F.normalize(feature.constant.float(), dim=-1)
+            constant_D = F.normalize(feature.constant.to(dtype), dim=-1)
             own = torch.arange(batch.num_images, device=found_ED.device)
             guess_E = (F.normalize(found_ED, dim=-1) @ global_ED.T).argmax(-1) if len(own) else own
             extra = {
@@ -246,9 +247,14 @@ def _key(target: Target, layer: int) -> str:
     return f"{target.name}@{layer}".replace(".", "_")
 
 
-def _share_of_image(positions: Positions, num_images: int) -> Tensor:
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The type that losses are computed in: float32, whatever autocast does, or float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _share_of_image(positions: Positions, num_images: int, dtype: torch.dtype) -> Tensor:
     """1 / (positions of the same image), so that a sum over N is a mean per image."""
-    ones_N = torch.ones_like(positions.image_N, dtype=torch.float32)
+    ones_N = torch.ones_like(positions.image_N, dtype=dtype)
     count_E = ones_N.new_zeros(num_images).index_add_(0, positions.image_N, ones_N)
     return count_E.reciprocal()[positions.image_N]
 
@@ -287,8 +293,7 @@ def _chunk_sums(
     with_z: bool,
 ) -> tuple[Tensor, Tensor]:
     logits_NV = head(hidden_ND)
-    if logits_NV.dtype != torch.float64:
-        logits_NV = logits_NV.float()
+    logits_NV = logits_NV.to(_wide(logits_NV))
     if vocabulary_V is not None:
         logits_NV = logits_NV.index_select(-1, vocabulary_V)
         labels_N = torch.searchsorted(vocabulary_V, labels_N)

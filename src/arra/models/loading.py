@@ -85,6 +85,18 @@ def load_for_training(
         codebook_KC: the image tokenizer's codebook: its length is K.
         captions: text that a fresh model's byte-level BPE is fitted on.
     """
+    backbone = _backbone(spec, config, codebook_KC, captions, seed)
+    backbone.model.set_attn_implementation(config.attention)
+    return backbone
+
+
+def _backbone(
+    spec: str | Path | None,
+    config: ModelConfig,
+    codebook_KC: torch.Tensor,
+    captions: Iterable[str],
+    seed: int,
+) -> Backbone:
     if spec is None:
         torch.manual_seed(seed)
         return _fresh(config, len(codebook_KC), captions, seed)
