@@ -6,6 +6,7 @@ named tokens of its tokenizer and rows of its tables, nothing else is added.
 Legend: B sequences, T tokens, C cache columns, N positions, D model width, V vocabulary, K codes.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -272,6 +273,8 @@ def _amplified_head_input(backbone: Backbone) -> Iterator[list[Tensor]]:
 def _check_cache(backbone: Backbone, ids: Tensor, name: str) -> None:
     rows, length = ids.shape
     refused = f"{name} has no key/value cache that this package can use, so it could not paint"
+    if "past_key_values" not in inspect.signature(backbone.model.get_decoder().forward).parameters:
+        raise ValueError(refused)
     try:
         cache = backbone.new_cache(length)
         mask = torch.ones(rows, length, dtype=torch.bool, device=ids.device)
