@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from arra.data.images import BadImage, load_rgb
-from arra.data.source_files import IMAGE_SUFFIXES
+from arra.data.source_folders import IMAGE_SUFFIXES
 from arra.data.sources import Reject, open_source
 
 READ_AT_ONCE = 256

@@ -73,7 +73,7 @@ class EvaluateConfig:
     def metric_names(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.metrics.split(",") if name.strip())
 
-    def validate(self) -> None:
+    def __post_init__(self) -> None:
         """Raises ValueError for a request that cannot be answered, before anything is loaded."""
         for name in self.metric_names:
             if name not in METRICS:
@@ -95,7 +95,6 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs the protocol and returns the report, JSON-ready; written to `config.out` if given."""
-    config.validate()
     report: dict[str, Any] = {
         "format_version": 1,
         "metrics": {},
