@@ -100,8 +100,14 @@ class Batch:
             name: Positions(p.flat_N.to(device), p.image_N.to(device), p.cell_N.to(device))
             for name, p in self.positions.items()
         }
-        tensors = (self.ids_BT, self.attention_BT, self.labels_BT, self.trained_N)
-        return Batch(*(t.to(device) for t in tensors), positions=moved, num_images=self.num_images)
+        return Batch(
+            self.ids_BT.to(device),
+            self.attention_BT.to(device),
+            self.labels_BT.to(device),
+            self.trained_N.to(device),
+            moved,
+            self.num_images,
+        )
 
 
 @dataclass(frozen=True)

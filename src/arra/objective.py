@@ -151,6 +151,7 @@ class Objective(nn.Module):
             }
         )
         ids = None if vocabulary is None else torch.tensor(sorted(vocabulary))
+        self.vocabulary_V: Tensor | None
         self.register_buffer("vocabulary_V", ids, persistent=False)
 
     @property

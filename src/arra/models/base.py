@@ -35,6 +35,11 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def to(self, device: torch.device | str) -> "Backbone":
+        """Moves the model in place."""
+        nn.Module.to(self.model, device)
+        return self
+
     @property
     @abstractmethod
     def hidden_size(self) -> int: ...
@@ -51,7 +56,7 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> nn.ModuleList:
         """The decoder blocks in order; block i's output is layer i + 1."""
 
     @property

@@ -7,8 +7,9 @@ Legend: B sequences, T tokens, C cache columns, N positions, D model width, V vo
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,10 @@ class CausalLMHead(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         config = model.config.get_text_config()
-        self.table = model.get_output_embeddings()
+        table = model.get_output_embeddings()
+        if table is None:
+            raise ValueError(f"{type(model).__name__} has no output table: it predicts no tokens")
+        self.table = table
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)
         self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         self.soft_cap = getattr(config, "final_logit_softcapping", None) or getattr(
@@ -59,7 +63,7 @@ class CausalLM(Backbone):
         self, model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase, layout: Layout
     ) -> None:
         self.model, self.text_tokenizer, self.layout = model, text_tokenizer, layout
-        self._decoder = model.get_decoder()
+        self._decoder: Any = model.get_decoder()
         self._blocks = _find_blocks(model)
         self.head = CausalLMHead(model)
         self._start = start_id(text_tokenizer)
@@ -74,10 +78,11 @@ class CausalLM(Backbone):
 
     @property
     def vocab_size(self) -> int:
-        return self.model.get_input_embeddings().num_embeddings
+        table: Any = self.model.get_input_embeddings()
+        return table.num_embeddings
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> nn.ModuleList:
         return self._blocks
 
     def last_hidden(self, ids_BT: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ def start_id(text_tokenizer: PreTrainedTokenizerBase) -> int:
     raise ValueError("the text tokenizer has neither a begin nor an end token to open a sequence")
 
 
-def _find_blocks(model: PreTrainedModel) -> Sequence[nn.Module]:
+def _find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     count = model.config.get_text_config().num_hidden_layers
     lists = [
         module
@@ -158,27 +163,29 @@ def grow(
     if taken:
         raise ValueError(f"the tokenizer already has {taken[0]}: it was grown before")
     text_tokenizer.add_tokens([*names, *sizes, *codes], special_tokens=True)
-    to_id = text_tokenizer.convert_tokens_to_ids
+    to_id = text_tokenizer.get_vocab().__getitem__
     first_code = to_id(codes[0])
     new_ids = list(range(to_id([*names, *sizes, *codes][0]), first_code + codebook_size))
     _grow_tables(model, new_ids, first_code, codebook_KC, seed)
-    ids = dict(zip(("begin", "end", "row_end"), map(to_id, _SEPARATORS[style]), strict=False))
+    separators = [to_id(name) for name in _SEPARATORS[style]] + [None] * 3
     pad = text_tokenizer.pad_token_id
     layout = Layout(
         style=style,
         code_ids=tuple(range(first_code, first_code + codebook_size)),
         pad=start_id(text_tokenizer) if pad is None else pad,
+        begin=separators[0],
+        end=separators[1],
+        row_end=separators[2],
         first_size=to_id(sizes[0]) if sizes else None,
         num_sizes=len(sizes),
         rep=to_id("<|rep|>") if rep else None,
-        **ids,
     )
     return CausalLM(model, text_tokenizer, layout)
 
 
 @torch.no_grad()
 def _grow_tables(
-    model: PreTrainedModel,
+    model: Any,  # transformers types its tables as Tensor | Module
     new_ids: list[int],
     first_code: int,
     codebook_KC: Tensor | None,
@@ -231,7 +238,8 @@ def check(backbone: Backbone) -> None:
         ValueError: `head(hidden)` differs from the model's logits, a tap differs from
             `hidden_states`, or decoding with the cache differs from the full forward pass.
     """
-    model, name = backbone.model, type(backbone.model).__name__
+    model: Any = backbone.model
+    name = type(model).__name__
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(0)

@@ -48,7 +48,7 @@ def load_model(spec: str | Path, device: str | torch.device = "cpu") -> Backbone
         averaged = checkpoint / "ema.safetensors"
         weights = averaged if averaged.is_file() else checkpoint / "model.safetensors"
         load_weights(model, load_file(weights), weights)
-    backbone = CausalLM(model.to(device).eval(), tokenizer, layout)
+    backbone = CausalLM(model.eval(), tokenizer, layout).to(device)
     check(backbone)
     return backbone
 

@@ -36,7 +36,8 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     with _deterministic(config):
         run = set_up(config, folder)
         last = latest_checkpoint(folder)
-        info = checkpoint.restore(last, run.state) if last else {"step": 0, "tally": {}}
+        fresh: dict[str, Any] = {"step": 0, "tally": {}}
+        info = checkpoint.restore(last, run.state) if last else fresh
         monitor = Monitor(folder, config, info["step"])
         try:
             _loop(run, monitor, info, min(config.steps, stop_after or config.steps))

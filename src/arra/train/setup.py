@@ -72,7 +72,7 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
         captions=dataset.texts,
         seed=config.seed,
     )
-    backbone.model.to(device).train()
+    backbone.to(device).model.train()
     if config.model.gradient_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = _objective(config, backbone, dataset).to(device)
