@@ -1,0 +1,141 @@
+"""manifest.json: what a prepared dataset says about itself.
+
+Legend: D feature width, K codebook size.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arra.files import read_json, write_json
+
+FORMAT_VERSION = 1
+FILE = "manifest.json"
+AGAIN = "run the same `arra prepare` command again, it makes only what is damaged anew"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One Parquet file of a split."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """The shards of one split, in order; `rows` is their sum."""
+
+    rows: int
+    shards: list[ShardInfo]
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The image tokenizer that made the codes: K codes, `factor` pixels per code and side."""
+
+    spec: str
+    fingerprint: str
+    codebook_size: int
+    factor: int
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One encoder's features, with statistics over the train split (float64 sums of the stored
+    float16 values).
+
+    Attributes:
+        dim: D.
+        encoder: the encoder's fingerprint.
+        spec: what was asked for, without the pooling.
+        pooling: class, projected, mean or both.
+        mean: (D) mean of the raw features.
+        unit_mean: (D) mean of the raw features scaled to length 1.
+        centred_unit_mean: (D) mean of (feature - mean) scaled to length 1.
+    """
+
+    dim: int
+    encoder: str
+    spec: str
+    pooling: str
+    mean: list[float]
+    unit_mean: list[float]
+    centred_unit_mean: list[float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared dataset.
+
+    Attributes:
+        splits: name -> shards. Splits without a usable row are left out.
+        tokenizer: what made the codes.
+        features: name -> encoder and statistics; the column is `feature.<name>`.
+        size: pixels per side that tokenizer and encoders saw.
+        crop: how the square was cut.
+        columns: extra columns of the source, name -> string, int64, double or bool.
+        class_names: names of the integers in the column `label`, where the source says them.
+        source: the source's name, columns and fingerprint per split.
+        rejects: how many rows were left out; rejects.jsonl lists them.
+        rejects_sha256: of rejects.jsonl.
+    """
+
+    splits: dict[str, SplitInfo]
+    tokenizer: TokenizerInfo
+    features: dict[str, FeatureInfo]
+    size: int
+    crop: str
+    columns: dict[str, str] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
+    rejects: int = 0
+    rejects_sha256: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json with the SHA-256 of its own content. Written last: it says "done"."""
+    content = dataclasses.asdict(manifest)
+    write_json(folder / FILE, {"sha256": _self_hash(content), **content})
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Reads and verifies manifest.json.
+
+    Raises:
+        FileNotFoundError: the folder is no prepared dataset, or preparing it was not finished.
+        ValueError: damaged, or written by another version of the format.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: {folder} is no prepared dataset, or `arra prepare` did not "
+            f"finish there (the same command again resumes it)"
+        )
+    content = read_json(path)
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise ValueError(f"{path} is not the manifest of a prepared dataset")
+    if content["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {content['format_version']}, this version of arra reads "
+            f"{FORMAT_VERSION}: prepare the data again"
+        )
+    expected = content.pop("sha256", None)
+    if _self_hash(content) != expected:
+        raise ValueError(f"{path} is damaged or was edited (its SHA-256 is another): {AGAIN}")
+    content["splits"] = {
+        name: SplitInfo(split["rows"], [ShardInfo(**shard) for shard in split["shards"]])
+        for name, split in content["splits"].items()
+    }
+    content["tokenizer"] = TokenizerInfo(**content["tokenizer"])
+    content["features"] = {k: FeatureInfo(**info) for k, info in content["features"].items()}
+    return Manifest(**content)
+
+
+def _self_hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,321 @@
+"""Shards: the only owner of the format of a prepared dataset (docs/data-format.md).
+
+A shard is a Parquet file; one row is one image with its text, its codes and its features. Rows
+travel as one object (`Row`) until they are columns of one file, so that codes and features cannot
+belong to different images; `open_dataset` then verifies that no byte has changed since.
+
+Legend: N images, D feature width, h and w code rows and columns, K codebook size.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arra.data.manifest import (
+    AGAIN,
+    FeatureInfo,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    TokenizerInfo,
+    read_manifest,
+    write_manifest,
+)
+from arra.files import atomic_write, sha256_of
+
+__all__ = [
+    "Dataset",
+    "FeatureInfo",
+    "Manifest",
+    "Row",
+    "ShardInfo",
+    "SplitInfo",
+    "TokenizerInfo",
+    "arrow_type",
+    "bad_feature",
+    "open_dataset",
+    "read_features",
+    "read_manifest",
+    "shard_name",
+    "write_manifest",
+    "write_shard",
+]
+
+FEATURE = "feature."
+"""Prefix of feature columns."""
+
+RESERVED = frozenset(
+    "id sample image_index text image_ids grid_height grid_width view_of image".split()  # noqa: SIM905
+)
+"""Column names of the format; a source's own column of such a name gets the prefix `source.`."""
+
+_ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+_verified: set[tuple[str, int, int, str]] = set()
+"""Shards whose SHA-256 this process has seen to be right: (path, bytes, mtime, sha256)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image on its way into a shard.
+
+    Attributes:
+        id: unique within the split.
+        sample: rows of one multi-image sample share it; else the id.
+        image_index: 0, 1, … within the sample.
+        text: the caption.
+        codes_hw: (h, w) integer codes.
+        features: name -> (D) float16.
+        extra: the source's other columns.
+    """
+
+    id: str
+    sample: str
+    image_index: int
+    text: str
+    codes_hw: np.ndarray
+    features: Mapping[str, np.ndarray]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{number:05d}.parquet"
+
+
+def arrow_type(kind: type) -> pa.DataType:
+    """The Arrow type of an extra column of str, int, float or bool values."""
+    return _ARROW_TYPES[kind]
+
+
+def bad_feature(feature_D: np.ndarray) -> str | None:
+    """Why a float16 feature cannot be aligned to, or None if it can."""
+    if not np.isfinite(feature_D).all():
+        return "NaN or infinite"
+    return None if feature_D.any() else "zero everywhere"
+
+
+def write_shard(
+    path: Path, rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, type]
+) -> ShardInfo:
+    """Writes rows as one Parquet file, aside and renamed.
+
+    The bytes depend on nothing but the rows, the versions of pyarrow and this function.
+
+    Args:
+        path: of the file.
+        rows: at least one, in order.
+        dims: name -> D of every feature.
+        columns: names and types of `Row.extra`.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        _table(rows, dims, columns),
+        sink,
+        row_group_size=len(rows),
+        version="2.6",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    content = sink.getvalue()
+    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+        handle.write(content)
+    return ShardInfo(path.name, len(rows), hashlib.sha256(content).hexdigest())
+
+
+def _table(rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, type]) -> pa.Table:
+    arrays: dict[str, pa.Array] = {
+        "id": pa.array([row.id for row in rows], pa.string()),
+        "sample": pa.array([row.sample for row in rows], pa.string()),
+        "image_index": pa.array([row.image_index for row in rows], pa.int16()),
+        "text": pa.array([row.text for row in rows], pa.string()),
+        "image_ids": pa.array(
+            [row.codes_hw.astype(np.int32).ravel() for row in rows], pa.list_(pa.int32())
+        ),
+        "grid_height": pa.array([row.codes_hw.shape[0] for row in rows], pa.int16()),
+        "grid_width": pa.array([row.codes_hw.shape[1] for row in rows], pa.int16()),
+    }
+    for name, dim in dims.items():
+        feature_ND = np.stack([row.features[name] for row in rows])
+        assert feature_ND.shape == (len(rows), dim)
+        assert feature_ND.dtype == np.float16
+        flat = pa.array(feature_ND.ravel())
+        arrays[FEATURE + name] = pa.FixedSizeListArray.from_arrays(flat, dim)
+    for name, kind in columns.items():
+        target = f"source.{name}" if name in RESERVED or name.startswith(FEATURE) else name
+        arrays[target] = pa.array([row.extra.get(name) for row in rows], arrow_type(kind))
+    return pa.table(arrays)
+
+
+# Reading
+
+
+class Dataset:
+    """One split of a prepared dataset, in memory.
+
+    Attributes:
+        folder, split, manifest: what was opened.
+        ids, samples, texts: N strings each.
+        image_index: (N) int16, position of the image within its sample.
+        image_ids: N arrays of int32 codes in raster order.
+        grids: (N, 2) int16, code rows and columns.
+        features: name -> (N, D) float16.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest, table: pa.Table) -> None:
+        self.folder, self.split, self.manifest = folder, split, manifest
+        self.ids: list[str] = table.column("id").to_pylist()
+        self.samples: list[str] = table.column("sample").to_pylist()
+        self.texts: list[str] = table.column("text").to_pylist()
+        self.image_index = table.column("image_index").to_numpy().astype(np.int16)
+        self.grids = np.stack(
+            [table.column(name).to_numpy() for name in ("grid_height", "grid_width")], axis=1
+        ).astype(np.int16)
+        chunks = table.column("image_ids").chunks  # together they may be too long for one array
+        self._lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
+        self._codes = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
+        self.image_ids: list[np.ndarray] = np.split(self._codes, np.cumsum(self._lengths)[:-1])
+        self.features = {
+            name.removeprefix(FEATURE): _fixed(table.column(name))
+            for name in table.column_names
+            if name.startswith(FEATURE)
+        }
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of any column, an extra one such as `label` included.
+
+        Raises:
+            ValueError: no such column; the message lists those there are.
+        """
+        shards = self.manifest.splits[self.split].shards
+        values: list[Any] = []
+        for shard in shards:
+            file = pq.ParquetFile(self.folder / shard.file)
+            if name not in file.schema_arrow.names:
+                there = ", ".join(file.schema_arrow.names)
+                raise ValueError(f"{self.folder} has no column {name!r}; it has {there}")
+            values += file.read(columns=[name]).column(name).to_pylist()
+        return values
+
+    def check(self) -> None:
+        """Verifies what training counts on; ValueError names what is wrong."""
+        where = f"{self.folder} split {self.split}"
+        expected = self.manifest.splits[self.split].rows
+        if len(self.ids) != expected:
+            raise ValueError(f"{where} has {len(self.ids)} rows, its manifest says {expected}")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"{where} holds an id twice: prepare the data again")
+        cells = self.grids.astype(np.int64).prod(axis=1)
+        wrong = np.flatnonzero(cells != self._lengths)
+        if wrong.size:
+            row = int(wrong[0])
+            height, width = self.grids[row]
+            raise ValueError(
+                f"{where}, id {self.ids[row]!r}: {self._lengths[row]} codes do not make a grid of "
+                f"{height}x{width}: prepare the data again"
+            )
+        size = self.manifest.tokenizer.codebook_size
+        if self._codes.size and (self._codes.min() < 0 or self._codes.max() >= size):
+            raise ValueError(f"{where} has codes outside of the tokenizer's 0..{size - 1}")
+        for name, value_ND in self.features.items():
+            bad = np.flatnonzero(~np.isfinite(value_ND).all(axis=1) | ~value_ND.any(axis=1))
+            if value_ND.shape != (len(self.ids), self.manifest.features[name].dim):
+                raise ValueError(f"{where}: feature {name!r} has shape {value_ND.shape}")
+            if bad.size:
+                raise ValueError(
+                    f"{where}, id {self.ids[int(bad[0])]!r}: feature {name!r} is "
+                    f"{bad_feature(value_ND[int(bad[0])])}: prepare the data again"
+                )
+
+
+def _fixed(column: pa.ChunkedArray) -> np.ndarray:
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(flat).reshape(len(column), column.type.list_size)
+
+
+def open_dataset(
+    folder: Path | str,
+    split: str = "train",
+    features: Sequence[str] | None = None,
+    check: bool = True,
+) -> Dataset:
+    """Opens one split of a prepared dataset.
+
+    Args:
+        folder: what `arra prepare --out` wrote.
+        split: train, val, test, …
+        features: names of the features to read; None reads all, () none.
+        check: verify SHA-256 (once per process and file), counts, ids, codes and features.
+
+    Raises:
+        FileNotFoundError: no manifest, or a shard is missing.
+        ValueError: no such split or feature, or damage; the message names the file and the remedy.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if split not in manifest.splits:
+        raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
+    wanted = list(manifest.features) if features is None else list(features)
+    for name in wanted:
+        if name not in manifest.features:
+            there = ", ".join(manifest.features) or "none"
+            raise ValueError(
+                f"{folder} has no feature {name!r}, it has {there}: ask for one of these, or "
+                f"prepare the data again with --encoder {name}=..."
+            )
+    columns = ["id", "sample", "image_index", "text", "image_ids", "grid_height", "grid_width"]
+    columns += [FEATURE + name for name in wanted]
+    tables = [
+        _read_shard(folder / shard.file, shard, columns, check)
+        for shard in manifest.splits[split].shards
+    ]
+    dataset = Dataset(folder, split, manifest, pa.concat_tables(tables))
+    if check:
+        dataset.check()
+    return dataset
+
+
+def _read_shard(path: Path, shard: ShardInfo, columns: list[str], check: bool) -> pa.Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {path} is missing: {AGAIN}")
+    if check:
+        _verify(path, shard)
+    try:
+        table = pq.ParquetFile(path).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"shard {path} is damaged ({error}): {AGAIN}") from None
+    if table.num_rows != shard.rows:
+        raise ValueError(f"shard {path} has {table.num_rows} rows, not {shard.rows}: {AGAIN}")
+    return table
+
+
+def _verify(path: Path, shard: ShardInfo) -> None:
+    status = os.stat(path)
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns, shard.sha256)
+    if key in _verified:
+        return
+    if sha256_of(path) != shard.sha256:
+        raise ValueError(f"shard {path} is damaged (its SHA-256 is another): {AGAIN}")
+    _verified.add(key)
+
+
+def read_features(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Features name -> (N, D) float16 of one shard, for statistics."""
+    table = pq.ParquetFile(path).read(columns=[FEATURE + name for name in names])
+    return {name: _fixed(table.column(FEATURE + name)) for name in names}
