@@ -1,4 +1,4 @@
-"""Scenes: fixed by their index, without overlap, split as promised, readable from text and pixels."""
+"""Scenes: fixed by their index, no overlap, split as promised, readable from text and pixels."""
 
 from dataclasses import replace
 from itertools import combinations
