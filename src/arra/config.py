@@ -252,7 +252,7 @@ def _restore(hint: Any, value: Any) -> Any:
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """The flags that differ and may not differ at a resume, as `flag: old -> new`."""
     return [
-        f"--{name}: {a} -> {b}"
+        f"--{name.replace('_', '-')}: {a} -> {b}"
         for name, a, b in _leaves(to_json(old), to_json(new), "")
         if name.split(".")[0] not in RESUMABLE and a != b
     ]
@@ -266,4 +266,4 @@ def _leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
             for key in keys
             for leaf in _leaves(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         ]
-    return [(prefix.replace("_", "-"), old, new)]
+    return [(prefix, old, new)]
