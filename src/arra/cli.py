@@ -115,7 +115,8 @@ def _tokenizer(arguments: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from arra.config import TrainConfig
+    from arra.config import TrainConfig, from_json
+    from arra.files import read_json
     from arra.recipes import RECIPES
 
     recipe = arguments[0] if arguments else "--help"
@@ -123,15 +124,19 @@ def _train(arguments: Sequence[str]) -> None:
         print("usage: arra train RECIPE --data DIR --out RUN [...]\n")
         for name, function in RECIPES.items():
             print(f"  {name:8}{(function.__doc__ or '').splitlines()[0]}")
+        print("\n  RUN/config.json in the place of RECIPE repeats a run, with any option changed")
         print("\narra train RECIPE --help lists every option with the recipe's default")
         return
-    if recipe not in RECIPES:
-        raise WrongUse(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
     import tyro
 
-    default = dataclasses.replace(
-        RECIPES[recipe]("", ""), data_folder=tyro.MISSING, out=tyro.MISSING
-    )
+    if recipe in RECIPES:
+        default = RECIPES[recipe]("", "")
+        default = dataclasses.replace(default, data_folder=tyro.MISSING, out=tyro.MISSING)
+    elif recipe.endswith(".json"):
+        written = {k: v for k, v in read_json(recipe).items() if k != "run"}
+        default = dataclasses.replace(from_json(TrainConfig, written), out=tyro.MISSING)
+    else:
+        raise WrongUse(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
     config = _parse(TrainConfig, arguments[1:], f"arra train {recipe}", default)
     from arra.train.loop import train
 

@@ -152,7 +152,7 @@ def test_three_kills_equal_an_undisturbed_run(config: TrainConfig, tmp_path: Pat
         "train(from_json(TrainConfig, json.load(open(sys.argv[1]))))"
     )
     settings = read_json(Path(config.out) / "config.json")
-    settings.pop("dataset")
+    settings.pop("run")
     (tmp_path / "settings.json").write_text(json.dumps(settings | {"out": str(killed)}))
     command = [sys.executable, "-c", code, str(tmp_path / "settings.json")]
     for kill_after in (10, 20, 30):
@@ -180,7 +180,7 @@ def test_a_run_is_not_continued_with_other_settings(
         train(replace(config, data_folder=str(bare_dataset)))
     train(replace(config, log=replace(config.log, every=1)))
     written = read_json(Path(config.out) / "config.json")
-    written.pop("dataset")
+    written.pop("run")
     assert from_json(TrainConfig, written) == config
     assert log_of(config.out)[-1]["step"] == STEPS
 

@@ -34,7 +34,16 @@ class State:
 
 
 def save(run: Path, step: int, state: State, extra: Mapping[str, Any], keep: int) -> Path:
-    """Writes checkpoint `step` (optimizer steps done) and removes the oldest beyond `keep`."""
+    """Writes checkpoint `step` (optimizer steps done) and removes the oldest beyond `keep`.
+
+    Raises:
+        FloatingPointError: the weights are no longer finite; the last good checkpoint stays.
+    """
+    if not all(bool(torch.isfinite(p).all()) for p in state.model.parameters()):
+        raise FloatingPointError(
+            f"the weights are not finite after step {step}: lower --optim.lr, or use --dtype "
+            f"float32; the last good checkpoint is kept in {run}"
+        )
     folder = run / "checkpoints" / f"step-{step:08d}"
     parts = {
         "model": unique_tensors(state.model),

@@ -19,7 +19,7 @@ from arra.train import checkpoint
 from arra.train.monitor import Monitor, Tally, log_line, print_line, write_run_card
 from arra.train.optim import alignment_factor, clip, learning_rate
 from arra.train.samples import paint_samples
-from arra.train.setup import Run, manifest_hash, pick_device, refuse_another_run, set_up
+from arra.train.setup import Run, claim, manifest_hash, pick_device, set_up
 
 
 def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
@@ -30,9 +30,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     """
     started = time.monotonic()
     folder = Path(config.out)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    refuse_another_run(config, folder)
+    claim(config, folder)
     with _deterministic(config):
         run = set_up(config, folder)
         last = latest_checkpoint(folder)

@@ -12,7 +12,7 @@ from arra.data.shards import Dataset, open_dataset, read_manifest
 from arra.files import read_json, sha256_of, write_json
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.base import Backbone
-from arra.models.loading import load_for_training, save_skeleton
+from arra.models.loading import PIPELINE, load_for_training, save_skeleton
 from arra.objective import Objective, Target, Terms
 from arra.train import checkpoint
 from arra.train.optim import Average, build_optimizer
@@ -52,18 +52,23 @@ class Run:
 
 
 def set_up(config: TrainConfig, folder: Path) -> Run:
+    """Loads or builds all that the loop needs and writes what a painter is but its weights.
+
+    Raises:
+        ValueError: data, image tokenizer, features and model do not fit one another.
+    """
     device = torch.device(pick_device(config.device))
     if config.dtype == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
         raise ValueError("this CPU has no bfloat16 instructions: use --dtype float32")
     manifest = read_manifest(Path(config.data_folder))
     names = _target_names(config, list(manifest.features))
     dataset = open_dataset(config.data_folder, "train", features=names)
-    tokenizer = load_image_tokenizer(config.image_tokenizer or manifest.tokenizer.spec)
+    spec = config.image_tokenizer or manifest.tokenizer.spec
+    tokenizer = load_image_tokenizer(spec)
     if tokenizer.fingerprint != manifest.tokenizer.fingerprint:
         raise ValueError(
-            f"the dataset's codes were made by another image tokenizer than "
-            f"{config.image_tokenizer or manifest.tokenizer.spec}: pass the right one as "
-            f"--image-tokenizer, or prepare the data again"
+            f"the dataset's codes were made by another image tokenizer than {spec}: pass the "
+            f"right one as --image-tokenizer, or prepare the data again"
         )
     backbone = load_for_training(
         config.model_path,
@@ -81,20 +86,18 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
         Average(backbone.model.named_parameters(), config.optim.ema) if config.optim.ema else None
     )
     optimizer = build_optimizer(backbone.model, objective, config.optim)
-    if not (folder / "config.json").exists():
-        grid = tuple(int(n) for n in dataset.grids[0])
+    if not (folder / PIPELINE).exists():
+        height, width = (int(n) for n in dataset.grids[0])
         save_skeleton(
             backbone,
             folder,
-            grid=(grid[0], grid[1]),
-            image_tokenizer=config.image_tokenizer or manifest.tokenizer.spec,
+            grid=(height, width),
+            image_tokenizer=spec,
             fingerprint=tokenizer.fingerprint,
             trained_vocabulary=config.loss.vocab,
         )
-        write_json(folder / "config.json", {**to_json(config), "dataset": manifest_hash(config)})
     state = checkpoint.State(backbone.model, objective, optimizer, average)
     loader, validation = _loaders(config, backbone, dataset, names, list(manifest.splits))
-    spec = config.image_tokenizer or manifest.tokenizer.spec
     return Run(config, folder, device, backbone, step, state, loader, validation, spec)
 
 
@@ -185,29 +188,48 @@ def _passages(file: str) -> list[str]:
     return passages
 
 
-def refuse_another_run(config: TrainConfig, folder: Path) -> None:
+def claim(config: TrainConfig, folder: Path) -> None:
+    """Makes `folder` this run's own, or finds that it already is; sets the number of threads.
+
+    config.json is written first, so that a run killed at any later moment can be resumed.
+
+    Raises:
+        ValueError: the folder holds something else, or a run with other settings or data.
+    """
     file = folder / "config.json"
+    dataset = manifest_hash(config)
     if not file.exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run: choose another --out")
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        run = {"dataset": dataset, "threads": torch.get_num_threads()}
+        write_json(file, {**to_json(config), "run": run})
         return
     written = read_json(file)
-    dataset = written.pop("dataset")
+    run = written.pop("run")
     changed = differences(from_json(TrainConfig, written), config)
     if changed:
         raise ValueError(
             f"{folder} holds a run with other settings ({'; '.join(changed)}): resume it with its "
             f"own, or choose another --out"
         )
-    if dataset != manifest_hash(config):
+    if run["dataset"] != dataset:
         raise ValueError(
             f"{folder} was trained on another dataset than {config.data_folder}: resume it with "
             f"the same data, or choose another --out"
         )
+    torch.set_num_threads(run["threads"])
 
 
 def manifest_hash(config: TrainConfig) -> str:
-    return sha256_of(Path(config.data_folder) / "manifest.json")
+    """SHA-256 of the dataset's manifest, which holds those of all its files."""
+    file = Path(config.data_folder) / "manifest.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"--data {config.data_folder} is no prepared dataset (it has no manifest.json): write "
+            f"one with `arra prepare`"
+        )
+    return sha256_of(file)
 
 
 def pick_device(device: str) -> str:
