@@ -44,6 +44,7 @@ __all__ = [
     "read_features",
     "read_manifest",
     "shard_name",
+    "stored_name",
     "write_manifest",
     "write_shard",
 ]
@@ -93,6 +94,12 @@ def shard_name(split: str, number: int) -> str:
 def arrow_type(kind: type) -> pa.DataType:
     """The Arrow type of an extra column of str, int, float or bool values."""
     return _ARROW_TYPES[kind]
+
+
+def stored_name(name: str) -> str:
+    """The name of a source's own column in a shard."""
+    taken = name in RESERVED or name.startswith((FEATURE, "text_feature."))
+    return f"source.{name}" if taken else name
 
 
 def bad_feature(feature_D: np.ndarray) -> str | None:
@@ -155,8 +162,9 @@ def _table(rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, t
         flat = pa.array(feature_ND.ravel())
         arrays[FEATURE + name] = pa.FixedSizeListArray.from_arrays(flat, dim)
     for name, kind in columns.items():
-        target = f"source.{name}" if name in RESERVED or name.startswith(FEATURE) else name
-        arrays[target] = pa.array([row.extra.get(name) for row in rows], arrow_type(kind))
+        arrays[stored_name(name)] = pa.array(
+            [row.extra.get(name) for row in rows], arrow_type(kind)
+        )
     return pa.table(arrays)
 
 

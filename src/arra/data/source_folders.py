@@ -13,7 +13,7 @@ from arra.data.source_tables import (
     image_column_of,
     read_table,
 )
-from arra.data.sources import SPLIT_NAMES, Reject, digest, missing_column, pick_split
+from arra.data.sources import SPLIT_NAMES, Reject, digest, is_utf8, missing_column, pick_split
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -62,7 +62,7 @@ def open_folder(
     if captioned:
         texts = [(root / relative).with_suffix(".txt") for relative in images]
         sizes += [(text.name, text.stat().st_size) for text in texts if text.is_file()]
-        entries: list[Entry | Reject] = [Entry(r, root / r, None, {}) for r in images]
+        entries = [_captioned(row, relative, root) for row, relative in enumerate(images)]
         return FileSource(name, chosen, splits, entries, digest("captions", sizes))
     names = sorted({r.split("/")[0] for part in parts.values() for r in _in_folders(part)})
     if not names:
@@ -146,7 +146,15 @@ def _in_folders(folder: Path) -> list[str]:
     return [relative for relative in list_images(folder) if "/" in relative]
 
 
+def _captioned(row: int, relative: str, root: Path) -> Entry | Reject:
+    if not is_utf8(relative):
+        return Reject(row, None, "the file name is not valid UTF-8")
+    return Entry(relative, root / relative, None, {})
+
+
 def _by_class(row: int, relative: str, root: Path, names: list[str]) -> Entry | Reject:
+    if not is_utf8(relative):
+        return Reject(row, None, "the file name is not valid UTF-8")
     if "/" not in relative:
         return Reject(row, relative, "the image lies in no class folder")
     folder = relative.split("/")[0]

@@ -2,7 +2,9 @@
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +244,11 @@ class ParquetSource(_TableSource):
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1; the row group read last is kept for the next call."""
-        for first, rows, number, group in self._groups:
+        position = max(0, bisect_right(self._groups, start, key=itemgetter(0)) - 1)
+        for first, rows, number, group in self._groups[position:]:
             begin, end = max(start, first), min(stop, first + rows)
+            if first >= stop:
+                break
             if begin < end:
                 table = self._group(number, group).slice(begin - first, end - begin)
                 yield from self._rows(table, begin)

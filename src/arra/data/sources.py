@@ -106,7 +106,7 @@ def open_source(
             each image; or one folder per class), a Parquet file or a folder of them (image =
             {bytes, path}), a JSONL or CSV file with paths relative to it, a hub id, or
             `builtin:scenes` (`builtin:scenes:1-4` for one to four shapes).
-        split: which split; None takes `train`, or the only one.
+        split: which split; None takes `train`, or the only one; FIRST_SPLIT any.
         text_column: name of the caption's column.
         image_column: name of the image's column. Tables of paths also know `file_name` and `path`.
         limit: read at most this many rows of the split.
@@ -147,8 +147,14 @@ def open_source(
     return source if limit is None else Rows(source, range(min(limit, len(source))))
 
 
+FIRST_SPLIT = "(first)"
+"""Asks for whichever split comes first, to learn from it which there are."""
+
+
 def pick_split(name: str, splits: tuple[str, ...], split: str | None) -> str:
     """The split to read, where None stands for `train` or the only one."""
+    if split == FIRST_SPLIT:
+        return splits[0]
     if split is None and "train" in splits:
         return "train"
     if split is None and len(splits) == 1:

@@ -70,8 +70,12 @@ class Encoder:
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Pixels (N, 3, H, W) float32 as the encoder's own preprocessor_config.json says."""
+        return self.pixels(images).to(self.device)
+
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """What `preprocess` gives, still in main memory; may be called from several threads."""
         pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return pixels.to(self.device, torch.float32)
+        return pixels.to(torch.float32)
 
     def pool(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """Features (N, D) of preprocessed pixels. Differentiable with respect to the pixels."""

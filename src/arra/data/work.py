@@ -1,0 +1,189 @@
+"""From source rows to the rows of one shard: decode, crop once, encode in batches.
+
+Legend: N images, D feature width, h and w code rows and columns, H and W pixels.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from arra.data.images import BadImage, load_rgb, square, to_uint8
+from arra.data.plan import Unit
+from arra.data.shards import Row, arrow_type, bad_feature, stored_name
+from arra.data.sources import Record, Reject
+from arra.encoders import Encoder
+
+
+class ImageTokenizer(Protocol):
+    """What `prepare` needs of an image tokenizer."""
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    @property
+    def factor(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, pixels_NCHW: torch.Tensor, /) -> torch.Tensor:
+        """uint8 (N, 3, H, W) to codes (N, h, w)."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """One square, and what each encoder's own preprocessing makes of it."""
+
+    record: Record
+    image: Image.Image
+    pixels: dict[str, torch.Tensor]
+
+
+class Worker:
+    """Makes the rows of one unit after another.
+
+    Args:
+        tokenizer, encoders: what each square goes through, encoders by feature name.
+        size: pixels per side of the square.
+        batch_size: images per pass; batches never cross a unit.
+        device: where tokenizer and encoders are.
+        pool: threads that decode and preprocess.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ImageTokenizer,
+        encoders: Mapping[str, Encoder],
+        size: int,
+        batch_size: int,
+        device: str,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.tokenizer, self.encoders, self.size = tokenizer, encoders, size
+        self.batch_size, self.device, self.pool = batch_size, device, pool
+        self.dims = {name: encoder.dim for name, encoder in encoders.items()}
+
+    def make(
+        self, unit: Unit, progress: Callable[[int, int], None]
+    ) -> tuple[list[Row], list[Reject]]:
+        """The usable rows of a unit in order, and the others with their reasons.
+
+        `progress` is told how many source rows are done and how many of them were left out.
+        """
+        rows: list[Row] = []
+        rejects: list[Reject] = []
+        batch: list[_Decoded] = []
+        told = 0
+
+        def flush() -> None:
+            nonlocal told
+            good, bad = self._encode(batch)
+            rows.extend(good)
+            rejects.extend(bad)
+            batch.clear()
+            progress(len(rows) + len(rejects) - told, 0)
+            told = len(rows) + len(rejects)
+
+        for item in self._decoded(unit):
+            if isinstance(item, Reject):
+                rejects.append(item)
+                continue
+            batch.append(item)
+            if len(batch) == self.batch_size:
+                flush()
+        if batch:
+            flush()
+        progress(unit.stop - unit.start - told, len(rejects))
+        rejects.sort(key=lambda reject: reject.row)
+        return rows, rejects
+
+    def _decoded(self, unit: Unit) -> Iterator[_Decoded | Reject]:
+        """Decodes ahead in the pool, two batches at most, and keeps the order."""
+        waiting: deque[Future[_Decoded | Reject] | Reject] = deque()
+        for item in unit.source.read(unit.start, unit.stop):
+            if isinstance(item, Reject):
+                waiting.append(item)
+            else:
+                waiting.append(self.pool.submit(self._decode, item))
+            if len(waiting) > 2 * self.batch_size:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def _decode(self, record: Record) -> _Decoded | Reject:
+        try:
+            image = square(load_rgb(record.image), self.size)
+        except BadImage as error:
+            return Reject(record.row, record.id, error.reason)
+        # Threads do not inherit inference mode; a plain tensor made outside of it may enter it.
+        pixels = {name: encoder.pixels([image]) for name, encoder in self.encoders.items()}
+        return _Decoded(record, image, pixels)
+
+    def _encode(self, batch: list[_Decoded]) -> tuple[list[Row], list[Reject]]:
+        pixels_NCHW = to_uint8([item.image for item in batch])
+        codes_Nhw = self.tokenizer.encode(pixels_NCHW.to(self.device)).cpu().numpy()
+        assert codes_Nhw.ndim == 3
+        assert len(codes_Nhw) == len(batch)
+        features_ND: dict[str, np.ndarray] = {}
+        for name, encoder in self.encoders.items():
+            seen_NCHW = torch.cat([item.pixels[name] for item in batch])
+            value_ND = encoder.pool(seen_NCHW.to(self.device)).to(torch.float16).cpu().numpy()
+            assert value_ND.shape == (len(batch), encoder.dim)
+            features_ND[name] = value_ND
+        rows: list[Row] = []
+        rejects: list[Reject] = []
+        for position, item in enumerate(batch):
+            features = {name: value[position] for name, value in features_ND.items()}
+            reason = _bad_row(item.record, features)
+            if reason is None:
+                rows.append(_row(item.record, codes_Nhw[position], features))
+            else:
+                rejects.append(Reject(item.record.row, item.record.id, reason))
+        return rows, rejects
+
+
+def _result(item: "Future[_Decoded | Reject] | Reject") -> _Decoded | Reject:
+    return item if isinstance(item, Reject) else item.result()
+
+
+def _bad_row(record: Record, features: Mapping[str, np.ndarray]) -> str | None:
+    for name, feature_D in features.items():
+        reason = bad_feature(feature_D)
+        if reason is not None:
+            return f"feature {name!r} is {reason} in float16"
+    index = record.extra.get("image_index")
+    if isinstance(index, int) and not 0 <= index < 2**15:
+        return f"image_index {index} is not between 0 and {2**15 - 1}"
+    return None
+
+
+def _row(record: Record, codes_hw: np.ndarray, features: Mapping[str, np.ndarray]) -> Row:
+    sample, index = record.extra.get("sample"), record.extra.get("image_index")
+    return Row(
+        id=record.id,
+        sample=record.id if sample is None else str(sample),
+        image_index=index if isinstance(index, int) else 0,
+        text=record.text,
+        codes_hw=codes_hw,
+        features=features,
+        extra=record.extra,
+    )
+
+
+def shard_columns(columns: Mapping[str, type]) -> dict[str, type]:
+    """A source's extra columns as a shard stores them; `sample` and `image_index` are the format's
+    own, by which a source says that several rows belong together."""
+    taken = {"sample"} | ({"image_index"} if columns.get("image_index") is int else set())
+    return {name: kind for name, kind in columns.items() if name not in taken}
+
+
+def manifest_columns(columns: Mapping[str, type]) -> dict[str, Any]:
+    """Names and types of extra columns as the manifest lists them."""
+    return {stored_name(n): str(arrow_type(k)) for n, k in shard_columns(columns).items()}
