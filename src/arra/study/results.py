@@ -30,7 +30,13 @@ _SCENES = (
     Metric("colour", "colour", "share", "higher", "every shape has the colour asked for"),
     Metric("size", "size", "share", "higher", "every shape has the size asked for"),
     Metric("count", "count", "share", "higher", "as many shapes as asked for, no more"),
-    Metric("relation", "relation", "share", "higher", "left of, right of, above, below"),
+    Metric(
+        "relation",
+        "relation",
+        "share",
+        "higher",
+        "left of, right of, above, below, where both shapes are there",
+    ),
     Metric("background", "background", "share", "higher", "the background asked for"),
     Metric("fragments", "fragments", "value", "lower", "pieces that belong to no shape, per image"),
 )
