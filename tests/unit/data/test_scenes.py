@@ -56,7 +56,7 @@ def test_scenes_stay_as_they_are():
     first = [scene_at(split, 0) for split in SPLITS]
     assert [caption(scene) for scene in first] == [
         "a large blue circle on a white background",
-        "a small yellow cross right of a small yellow circle on a white background",
+        "a yellow cross and a yellow circle on a white background",
         "a small yellow circle above a small yellow triangle",
         "a small yellow square on a white background",
     ]

@@ -38,6 +38,8 @@ HELD_OUT_TOGETHER = (frozenset({"red", "yellow"}), frozenset({"green", "purple"}
 GAP = 4  # least distance between the boxes of two shapes, pixels
 MARGIN = 2  # least distance between a shape's box and the canvas edge, pixels
 CLEAR = 6  # "left of" means: farther left than up or down by at least this, pixels
+LATTICE = 4  # centres lie on multiples of this, pixels: an image tokenizer of 8-pixel cells then
+# meets a shape in 4 positions within a cell instead of 64, and a small one can draw crisp edges
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,10 @@ def _draw_looks(rng: np.random.Generator, count: int) -> list[Look]:
 
 
 def _range(kind: str, size: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """The least and greatest integer (x, y) for which the shape's box lies within [low, high]."""
+    """The least and greatest lattice (x, y) for which the shape's box lies within [low, high]."""
     left, right, up, down = extent(kind, RADIUS[size])
-    least = np.ceil([low + left, low + up]).astype(int)
-    return least, np.floor([high - right, high - down]).astype(int)
+    least = np.ceil(np.array([low + left, low + up]) / LATTICE).astype(int)
+    return least, np.floor(np.array([high - right, high - down]) / LATTICE).astype(int)
 
 
 def _place_freely(
@@ -179,7 +181,7 @@ def _place_freely(
         shapes = []
         for colour, kind, size in looks:
             least, most = _range(kind, size, MARGIN - 0.5, SIDE - 0.5 - MARGIN)
-            x, y = rng.integers(least, most + 1)
+            x, y = rng.integers(least, most + 1) * LATTICE
             shapes.append(Shape(kind, colour, size, int(x), int(y)))
         if len(shapes) == 1:
             return tuple(shapes)
@@ -196,7 +198,7 @@ def _place_in_quarters(rng: np.random.Generator, looks: list[Look]) -> tuple[Sha
     shapes = []
     for quarter, (colour, kind, size) in zip(rng.permutation(4), looks, strict=False):
         least, most = _range(kind, size, GAP / 2 - 0.5, half - 0.5 - GAP / 2)
-        x, y = rng.integers(least, most + 1)
+        x, y = rng.integers(least, most + 1) * LATTICE
         shapes.append(
             Shape(kind, colour, size, int(x + half * (quarter % 2)), int(y + half * (quarter // 2)))
         )
