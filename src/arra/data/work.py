@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ from arra.data.plan import Unit
 from arra.data.shards import Row, arrow_type, bad_feature, stored_name
 from arra.data.sources import Record, Reject
 from arra.encoders import Encoder
+
+GROUP = 8
+"""Images that one task of the pool decodes."""
 
 
 class ImageTokenizer(Protocol):
@@ -105,26 +109,37 @@ class Worker:
         return rows, rejects
 
     def _decoded(self, unit: Unit) -> Iterator[_Decoded | Reject]:
-        """Decodes ahead in the pool, two batches at most, and keeps the order."""
-        waiting: deque[Future[_Decoded | Reject] | Reject] = deque()
-        for item in unit.source.read(unit.start, unit.stop):
-            if isinstance(item, Reject):
-                waiting.append(item)
-            else:
-                waiting.append(self.pool.submit(self._decode, item))
-            if len(waiting) > 2 * self.batch_size:
-                yield _result(waiting.popleft())
+        """Decodes ahead in the pool, about two batches, and keeps the order."""
+        waiting: deque[Future[list[_Decoded | Reject]]] = deque()
+        items = unit.source.read(unit.start, unit.stop)
+        while group := list(islice(items, GROUP)):
+            waiting.append(self.pool.submit(self._decode, group))
+            if len(waiting) * GROUP > 2 * self.batch_size:
+                yield from waiting.popleft().result()
         while waiting:
-            yield _result(waiting.popleft())
+            yield from waiting.popleft().result()
 
-    def _decode(self, record: Record) -> _Decoded | Reject:
+    def _decode(self, group: list[Record | Reject]) -> list[_Decoded | Reject]:
+        images = [self._square(item) for item in group]
+        good = [image for image in images if isinstance(image, Image.Image)]
+        # Preprocessing works image by image: groups only save its overhead, up to two thirds.
+        pixels = {n: iter(e.pixels(good)) for n, e in self.encoders.items()} if good else {}
+        done: list[_Decoded | Reject] = []
+        for item, image in zip(group, images, strict=True):
+            if isinstance(image, Reject):
+                done.append(image)
+                continue
+            assert isinstance(item, Record)
+            done.append(_Decoded(item, image, {n: next(each) for n, each in pixels.items()}))
+        return done
+
+    def _square(self, item: Record | Reject) -> Image.Image | Reject:
+        if isinstance(item, Reject):
+            return item
         try:
-            image = square(load_rgb(record.image), self.size)
+            return square(load_rgb(item.image), self.size)
         except BadImage as error:
-            return Reject(record.row, record.id, error.reason)
-        # Threads do not inherit inference mode; a plain tensor made outside of it may enter it.
-        pixels = {name: encoder.pixels([image]) for name, encoder in self.encoders.items()}
-        return _Decoded(record, image, pixels)
+            return Reject(item.row, item.id, error.reason)
 
     def _encode(self, batch: list[_Decoded]) -> tuple[list[Row], list[Reject]]:
         pixels_NCHW = to_uint8([item.image for item in batch])
@@ -133,7 +148,7 @@ class Worker:
         assert len(codes_Nhw) == len(batch)
         features_ND: dict[str, np.ndarray] = {}
         for name, encoder in self.encoders.items():
-            seen_NCHW = torch.cat([item.pixels[name] for item in batch])
+            seen_NCHW = torch.stack([item.pixels[name] for item in batch])
             value_ND = encoder.pool(seen_NCHW.to(self.device)).to(torch.float16).cpu().numpy()
             assert value_ND.shape == (len(batch), encoder.dim)
             features_ND[name] = value_ND
@@ -147,10 +162,6 @@ class Worker:
             else:
                 rejects.append(Reject(item.record.row, item.record.id, reason))
         return rows, rejects
-
-
-def _result(item: "Future[_Decoded | Reject] | Reject") -> _Decoded | Reject:
-    return item if isinstance(item, Reject) else item.result()
 
 
 def _bad_row(record: Record, features: Mapping[str, np.ndarray]) -> str | None:
