@@ -150,9 +150,9 @@ def _generate(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    from arra.evaluate.protocol import EvaluateConfig, evaluate
+    from arra.evaluate.protocol import EvaluateConfig, evaluate, told
 
-    evaluate(_parse(EvaluateConfig, arguments, "arra evaluate"))
+    print(told(evaluate(_parse(EvaluateConfig, arguments, "arra evaluate"))))
 
 
 def _study(arguments: Sequence[str]) -> None:

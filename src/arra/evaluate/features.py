@@ -22,19 +22,16 @@ def image_features(
     """Features (N, D) float64 of images, in order, `batch_size` at a time.
 
     `encoder` maps a list of PIL images to (n, D) float32 (see arra.encoders.load_encoder); it does
-    its own preprocessing. `progress` is told the number of images done. ValueError for no images.
+    its own preprocessing. `progress` is told how many more are done. ValueError for no images.
     """
     parts: list[np.ndarray] = []
     batch: list[Image.Image] = []
-    done = 0
 
     def flush() -> None:
-        nonlocal done
         parts.append(encoder(batch).cpu().double().numpy())
-        done += len(batch)
-        batch.clear()
         if progress is not None:
-            progress(done)
+            progress(len(batch))
+        batch.clear()
 
     for image in images:
         batch.append(image)

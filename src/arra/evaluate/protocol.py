@@ -2,6 +2,8 @@
 
 A distance is named after the encoder whose features it compares, `fd@NAME` and `kid@NAME`. The
 name FID means one network's weights and would be wrong for any other, so it is not used here.
+
+Legend: N, M images of the two sets, D feature width.
 """
 
 import platform
@@ -17,7 +19,8 @@ from PIL import Image
 
 import arra
 from arra.config import ModelConfig
-from arra.data.images import square
+from arra.data.images import CROP, square
+from arra.data.progress import Meter
 from arra.encoders import Encoder, load_encoder
 from arra.evaluate.distances import frechet, kernel_distance, rank_deficient
 from arra.evaluate.features import image_features
@@ -34,40 +37,39 @@ METRICS = ("fd", "kid", "scenes")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to measure.
-
-    Attributes:
-        real: the reference images: a folder, Parquet file, hub id or builtin:scenes.
-        generated: the images to judge; a folder of `arra generate` brings its prompts along.
-        metrics: comma-separated: fd, kid (distances, need `real` and `encoder`), scenes.
-        encoder: encoder folder, hub id or builtin:NAME; NAME@class|projected|mean|both pools.
-        split: split of `real`, where it has several.
-        limit: use only the first images of each set (0: all).
-        size: pixels per side that both sets are cropped to (0: the generated images' own).
-        text: UTF-8 file of documents; reports the perplexity of `model` on it.
-        model: language model for `text`: a run, an exported folder, a local folder or a hub id.
-        out: write the report to this JSON file.
-        batch_size: images per encoder call.
-        kid_subsets, kid_subset_size: how the kernel distance samples.
-        seed: of the kernel distance's subsets.
-        device: where encoder and model run.
-    """
+    """Measure painted images against real ones or their prompts, or a language model on text."""
 
     real: str | None = None
+    """Reference images: a folder, Parquet file, hub id or builtin:scenes."""
     generated: str | None = None
+    """Images to judge; a folder that `arra generate` wrote brings its prompts along."""
     metrics: str = "fd,kid"
+    """Comma-separated: fd, kid (distances; need --real and --encoder), scenes (reads the pixels
+    of drawn scenes back and compares them with the prompts)."""
     encoder: str | None = None
+    """Encoder of the distances: folder, hub id or builtin:NAME; E@class|projected|mean|both."""
     split: str | None = None
-    limit: int = 0
-    size: int = 0
+    """Split of --real, where it has several."""
+    limit: int | None = None
+    """Use only the first images of each set; default: all."""
+    size: int | None = None
+    """Pixels per side that both sets are cropped to; default: the generated images' own."""
     text: Path | None = None
+    """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
     model: str | None = None
+    """Language model for --text: a run, an exported model, a language model's folder or hub id."""
     out: Path | None = None
+    """Write the report to this JSON file."""
     batch_size: int = 64
+    """Images per encoder call."""
     kid_subsets: int = 100
+    """Random subsets that kid averages over."""
     kid_subset_size: int = 1000
+    """Images in each of them; sets must have that many."""
     seed: int = 0
-    device: str = "cpu"
+    """Of kid's subsets."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu."""
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -79,6 +81,12 @@ class EvaluateConfig:
             if name not in METRICS:
                 raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
         distances = [name for name in self.metric_names if name in ("fd", "kid")]
+        for name in ("limit", "size", "batch_size", "kid_subsets"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.kid_subset_size < 2:
+            raise ValueError("--kid-subset-size must be at least 2")
         if self.generated is None and self.text is None:
             raise ValueError("nothing to evaluate: give --generated (with --real), or --text FILE")
         if self.generated is not None and distances:
@@ -106,13 +114,36 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         _measure_images(config, report)
     if config.text is not None:
         assert config.model is not None
-        backbone = load_language_model(config.model, config.device)
+        backbone = load_language_model(config.model, _device(config.device))
         documents = read_documents(config.text)
         report["metrics"]["perplexity"] = text_perplexity(backbone, documents).to_json()
         report["text"] = {"file": str(config.text), "model": config.model}
     if config.out is not None:
         write_json(config.out, report)
     return report
+
+
+def told(report: dict[str, Any]) -> str:
+    """The report's values for a terminal: one line a measure, with its reason where it has one."""
+    lines = []
+    for name, value in report["metrics"].items():
+        reason = report["reasons"].get(name)
+        if name == "scenes":
+            lines += [
+                f"{field:<12} {found['mean']:.4f}  ({found['low']:.4f} to {found['high']:.4f}, "
+                f"n {found['n']})"
+                for field, found in value.items()
+                if found is not None
+            ]
+        elif name == "perplexity":
+            lines.append(
+                f"perplexity   {value['perplexity']:.4f}  ({value['bits_per_byte']:.4f} bits a "
+                f"byte, {value['tokens']} tokens)"
+            )
+        else:
+            shown = "null" if value is None else f"{value:.6g}"
+            lines.append(f"{name}  {shown}" + (f"  ({reason})" if reason else ""))
+    return "\n".join(lines)
 
 
 def load_language_model(spec: str, device: str) -> Backbone:
@@ -145,7 +176,7 @@ def versions() -> dict[str, str]:
 
 def _measure_images(config: EvaluateConfig, report: dict[str, Any]) -> None:
     assert config.generated is not None
-    limit = config.limit or None
+    limit = config.limit
     generated = load_images(config.generated, limit=limit)
     report["generated"] = _describe(generated)
     if "scenes" in config.metric_names:
@@ -162,20 +193,20 @@ def _measure_images(config: EvaluateConfig, report: dict[str, Any]) -> None:
     real = load_images(config.real, split=config.split, limit=limit)
     report["real"] = _describe(real) | {"split": config.split}
     size = config.size or _common_side(generated)
-    encoder = load_encoder(config.encoder, device=config.device)
+    encoder = load_encoder(config.encoder, device=_device(config.device))
     report["encoder"] = describe_encoder(encoder, config.encoder)
     report["preprocessing"] = {
         "size": size,
-        "crop": "short side resized to `size`, centre crop; then the encoder's own processor",
+        "crop": CROP,
+        "then": "the encoder's own preprocessor_config.json",
     }
-    sets = [
-        image_features(
-            (square(image, size) for image in images.images),
-            encoder,
-            batch_size=config.batch_size,
-        )
-        for images in (real, generated)
-    ]
+    sets = []
+    with Meter("evaluate", len(real) + len(generated)) as meter:
+        for images in (real, generated):
+            cropped = (square(image, size) for image in images.images)
+            sets.append(
+                image_features(cropped, encoder, batch_size=config.batch_size, progress=meter.add)
+            )
     values, reasons = distances_at(
         encoder.name,
         sets[0],
@@ -249,6 +280,12 @@ def describe_encoder(encoder: Encoder, spec: str) -> dict[str, Any]:
         "dim": encoder.dim,
         "fingerprint": encoder.fingerprint,
     }
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _describe(images: ImageSet) -> dict[str, Any]:

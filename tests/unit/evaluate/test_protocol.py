@@ -1,0 +1,146 @@
+"""The report of `arra evaluate`: what it holds, what it refuses, and null with a reason."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+
+from arra.data.builtin import caption, draw, scene_at
+from arra.evaluate.distances import frechet
+from arra.evaluate.protocol import EvaluateConfig, distances_at, evaluate, told
+from arra.models.loading import fit_text_tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-vit")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=16,
+        patch_size=8,
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    """24 scenes drawn as asked, as `arra generate` writes them."""
+    folder = tmp_path_factory.mktemp("painted")
+    rows = []
+    for index in range(24):
+        scene = scene_at("test", index)
+        Image.fromarray(draw(scene)).save(folder / f"{index}.png")
+        rows.append({"file": f"{index}.png", "prompt": caption(scene), "seed": index})
+    (folder / "images.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    return folder
+
+
+def config(**given):
+    return EvaluateConfig(device="cpu", kid_subsets=5, kid_subset_size=10, **given)
+
+
+def test_report_names_what_the_numbers_depend_on(encoder, painted, tmp_path):
+    report = evaluate(
+        config(
+            real="builtin:scenes",
+            split="val",
+            limit=30,
+            generated=str(painted),
+            metrics="fd,kid,scenes",
+            encoder=str(encoder),
+            out=tmp_path / "report.json",
+        )
+    )
+    name = encoder.name
+    assert set(report["metrics"]) == {f"fd@{name}", f"kid@{name}", f"kid_std@{name}", "scenes"}
+    assert report["metrics"][f"fd@{name}"] > 0
+    assert report["metrics"]["scenes"]["all_right"]["mean"] == 1
+    assert report["reasons"] == {}
+    assert (report["real"]["n"], report["generated"]["n"]) == (24 + 6, 24)
+    assert report["encoder"]["fingerprint"]
+    assert report["encoder"]["pooling"] == "class"
+    assert report["preprocessing"]["size"] == 64
+    assert report["versions"]["torch"] == torch.__version__
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert f"fd@{name}" in told(report)
+    assert "all_right" in told(report)
+
+
+def test_same_images_have_distance_zero(encoder, painted):
+    report = evaluate(
+        config(real=str(painted), generated=str(painted), metrics="fd", encoder=str(encoder))
+    )
+    assert report["metrics"][f"fd@{encoder.name}"] == pytest.approx(0, abs=1e-9)
+
+
+def test_too_few_images_give_null_or_a_caution():
+    features = np.random.default_rng(0).normal(size=(8, 20))
+    values, reasons = distances_at("e", features, features + 1, subset_size=100)
+    assert values["kid@e"] is None
+    assert "kid-subset-size" in reasons["kid@e"]
+    with pytest.warns(UserWarning, match="rank deficient"):
+        assert values["fd@e"] == frechet(features, features + 1)
+    assert "rank deficient" in reasons["fd@e"]
+    values, reasons = distances_at("e", features[:1], features)
+    assert values["fd@e"] is None
+    assert "at least 2" in reasons["fd@e"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "nothing to evaluate"),
+        ({"generated": "x", "metrics": "fid"}, "unknown metric 'fid'"),
+        ({"generated": "x", "encoder": "e"}, "give it"),
+        ({"generated": "x", "real": "y"}, "needs --encoder"),
+        ({"text": "file.txt"}, "needs --model"),
+        ({"generated": "x", "metrics": "scenes", "limit": 0}, "--limit must be at least 1"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_loaded(given, message):
+    with pytest.raises(ValueError, match=message):
+        config(**given)
+
+
+def test_scenes_need_prompts(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="has no prompts"):
+        evaluate(config(generated=str(tmp_path), metrics="scenes"))
+
+
+def test_unlike_sizes_need_a_size(tmp_path, encoder):
+    for side in (32, 64):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    with pytest.raises(ValueError, match="--size"):
+        evaluate(config(real=str(tmp_path), generated=str(tmp_path), encoder=str(encoder)))
+
+
+def test_perplexity_of_a_plain_language_model(tmp_path):
+    texts = ["one short line", "another line about lungs"]
+    tokenizer = fit_text_tokenizer(texts, 270)
+    lm = AutoConfig.for_model(
+        "gpt2", vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64
+    )
+    AutoModelForCausalLM.from_config(lm).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    (tmp_path / "text.txt").write_text("\n".join(texts), encoding="utf-8")
+    report = evaluate(config(text=tmp_path / "text.txt", model=str(tmp_path / "lm")))
+    found = report["metrics"]["perplexity"]
+    assert found["documents"] == 2
+    assert found["perplexity"] == pytest.approx(len(tokenizer), rel=0.2)  # it knows nothing
+    assert "bits a byte" in told(report)
