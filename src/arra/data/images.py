@@ -36,7 +36,7 @@ _DECODE_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,  # libavif
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
