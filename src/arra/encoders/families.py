@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -91,7 +92,7 @@ def _from_folder(kind: Any, folder: Path, options: dict[str, Any]) -> PreTrained
             output_loading_info=True,
             **options,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"encoder {folder} has no readable safetensors weights ({reason})"
