@@ -3,6 +3,7 @@
 Legend: N prompts or images, D feature width.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from arra.encoders import Encoder
-from arra.evaluate.distances import frechet, kernel_distance
+from arra.evaluate.distances import frechet, kernel_distance, rank_deficient
 from arra.evaluate.features import image_features
 from arra.evaluate.intervals import bootstrap_mean
 from arra.evaluate.scenes import FIELDS, scene_verdicts
@@ -41,12 +42,26 @@ class Judge:
     def distance(self, kind: str, rows_ND: np.ndarray) -> float:
         """fd or kid of painted features to the real ones; the name is `kind@encoder`."""
         if kind == "fd":
-            return frechet(self.real_ND, rows_ND)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # said by `caution` instead
+                return frechet(self.real_ND, rows_ND)
         subset = min(KID_SUBSET, len(self.real_ND), len(rows_ND))
         found = kernel_distance(
             self.real_ND, rows_ND, subsets=KID_SUBSETS, subset_size=subset, seed=0
         )
         return found.mean
+
+    def caution(self, painted: int) -> dict[str, str]:
+        """{measure: why its value must be read with care} for so many painted images."""
+        real, dim = self.real_ND.shape
+        if self.encoder is None or not rank_deficient(real, painted, dim):
+            return {}
+        name = f"fd@{self.encoder.name}"
+        reason = (
+            f"{name} of {painted} painted and {real} real images in {dim} dimensions is rank "
+            f"deficient: compare it only at equal numbers of images"
+        )
+        return {name: reason}
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,8 @@ def examine(judge: Judge, images: Sequence[Image.Image], prompts: Sequence[str])
 def score(judge: Judge, answers: Answers) -> float:
     """One number, higher is better, for choosing the guidance: mean accuracy, else minus fd."""
     if judge.scenes:
-        return float(np.mean([np.nanmean(answers.verdicts[name]) for name in FIELDS]))
+        asked = [answers.verdicts[name] for name in FIELDS]
+        return float(np.mean([np.nanmean(v) for v in asked if not np.isnan(v).all()]))
     assert answers.features_ND is not None
     return -judge.distance("fd", answers.features_ND)
 

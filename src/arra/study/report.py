@@ -241,7 +241,7 @@ def _table_note(results: Mapping[str, Any]) -> str:
         if results.get("ceiling")
         else ""
     )
-    caution = "".join(f" {reason}." for reason in results.get("reasons", {}).values())
+    caution = "".join(f" {reason}." for reason in results["reasons"].values())
     return (
         f"▲ ARRA is better, ▼ worse, by more than the interval; differences of shares are in "
         f"percentage points. {'; '.join(said)}.{limit}{caution}"

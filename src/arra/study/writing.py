@@ -72,7 +72,11 @@ class Writer:
                 "pairs": pairs,
                 "over_seeds": _over_seeds(pairs) if len(pairs) > 1 else None,
                 "ceiling": {split: self._ceiling(split, judges[split]) for split in judges},
-                "reasons": {},
+                "reasons": {
+                    f"{split}: {name}": reason
+                    for split, judge in judges.items()
+                    for name, reason in judge.caution(len(self.asked.prompts[split])).items()
+                },
                 "samples": samples,
                 "depth": self.depth,
                 "run": {"facts": self._facts(judges), "commands": self._commands()},

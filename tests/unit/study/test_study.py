@@ -1,0 +1,184 @@
+"""A whole study on drawn scenes with parts that know nothing: what it writes, skips and refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+from arra import cli
+from arra.data.images import load_rgb
+from arra.files import read_json
+from arra.image_tokenizers.vq import VQConfig, VQModel
+from arra.study import arms, questions
+from arra.study.arms import StudyConfig, checkpoint_steps, make_arms, run_study
+from arra.study.questions import captions_of
+from arra.study.worker import WorkerJob, answer
+
+FLAGS = (
+    "--steps 4 --batch-size 4 --dtype float32 --log.every 1 --model.layers 2 --align.layer 1 "
+    "--model.hidden-size 16 --model.heads 2 --model.mlp-size 16 --model.text-vocabulary 300"
+)
+
+
+def in_this_process(jobs, *, parallel, threads, say):
+    """Stands in for `run_jobs`: starting Python six times would take most of a minute."""
+    for job in jobs:
+        module, *arguments = job.argv[2:]
+        if module == "arra.cli":
+            assert cli.main(arguments) == 0
+        else:
+            assert module == "arra.study.worker"
+            answer(WorkerJob.read(Path(arguments[0])))
+        say(job.progress())
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    tokenizer = VQConfig(
+        image_size=64,
+        base_channels=4,
+        channel_multipliers=(1, 1, 1, 1),
+        res_blocks=1,
+        middle_attention=False,
+        norm_groups=2,
+        z_channels=4,
+        codebook_size=16,
+        codebook_dim=3,
+    )
+    VQModel(tokenizer).save_pretrained(folder / "vq")
+    encoder = ViTConfig(
+        hidden_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=16,
+        patch_size=8,
+    )
+    ViTModel(encoder).save_pretrained(folder / "vit")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "vit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(parts, tmp_path_factory):
+    return StudyConfig(
+        data="builtin:scenes",
+        out=str(tmp_path_factory.mktemp("study") / "out"),
+        flags=FLAGS,
+        image_tokenizer=str(parts / "vq"),
+        encoder=(f"teacher={parts / 'vit'}",),
+        limit=12,
+        judge=str(parts / "vit"),
+        seeds=(0, 1),
+        prompts=6,
+        more_splits=("compositional",),
+        points=2,
+        point_prompts=2,
+        guidances=(1.0, 3.0),
+        guidance_prompts=2,
+        validation_images=6,
+        threads=1,
+        slots=4,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def study(config):
+    """The finished study; what it said on the way is in said.json."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(arms, "run_jobs", in_this_process)
+    patch.setattr(questions, "run_jobs", in_this_process)
+    said: list[str] = []
+    report = run_study(config, data_label="tiny scenes", say=said.append)
+    patch.undo()
+    (Path(config.out) / "said.json").write_text(json.dumps(said))
+    return report
+
+
+def test_report_and_results_are_written(study, config):
+    page = study.read_text(encoding="utf-8")
+    for prompt in captions_of(study.parent / "data", "test")[:6]:
+        assert prompt in page
+    assert "From run to run" in page
+    assert "never trained on" in page
+    results = read_json(study.parent / "results.json")
+    assert [pair["seed"] for pair in results["pairs"]] == [0, 1]
+    pair = results["pairs"][0]
+    assert set(pair["differences"]) == {"test", "compositional", "val loss"}
+    for name in ("all_right", "colour", "fragments", "fd@vit", "kid@vit"):
+        assert name in pair["differences"]["test"]
+        assert name in results["ceiling"]["test"]
+    assert pair["differences"]["val loss"]["val_loss_ar"]["n"] == 6
+    for arm in pair["arms"].values():
+        assert [point["images_seen"] for point in arm["points"]] == [8, 16]
+        assert arm["guidance"] in (1.0, 3.0)
+        assert arm["log"][-1]["step"] == 4
+    assert "loss_gva" in pair["arms"]["aligned"]["log"][-1]
+    assert "loss_gva" not in pair["arms"]["plain"]["log"][-1]
+
+
+def test_arms_differ_in_nothing_but_the_weight(study, config):
+    first = [read_json(study.parent / arm / "config.json") for arm in ("plain", "aligned")]
+    assert first[0]["align"].pop("weight") == 0
+    assert first[1]["align"].pop("weight") == 1
+    for written in first:
+        del written["out"]
+    assert first[0] == first[1]
+
+
+def test_per_image_losses_agree_with_the_log(study, config):
+    for arm in ("plain", "aligned"):
+        losses = read_json(study.parent / "painted" / arm / "losses.json")
+        logged = read_json(study.parent / "results.json")["pairs"][0]["arms"][arm]["log"][-1]
+        assert np.mean(losses) == pytest.approx(logged["val_loss_ar"], rel=1e-5)
+
+
+def test_both_arms_paint_the_same_prompts_from_the_same_seeds(study):
+    listings = [
+        (study.parent / "painted" / arm / "test" / "images.jsonl").read_text()
+        for arm in ("plain", "aligned")
+    ]
+    assert listings[0] == listings[1]
+    rows = [json.loads(line) for line in listings[0].splitlines()]
+    assert [row["seed"] for row in rows] == list(range(6))
+    image = load_rgb(study.parent / "painted" / "plain" / "test" / rows[0]["file"])
+    assert image.size == (64, 64)
+
+
+def test_the_same_command_again_does_nothing(study, config):
+    said = []
+    before = (study.parent / "results.json").stat().st_mtime_ns
+    run_study(config, data_label="tiny scenes", say=said.append)
+    stages = ("prepare", "train", "choose guidance", "paint", "measure")
+    assert [line.split(":")[0] for line in said[:5]] == [f"== {name}" for name in stages]
+    assert all("done before" in line for line in said[:5])
+    assert (study.parent / "results.json").stat().st_mtime_ns == before
+
+
+def test_another_study_is_not_mixed_in(study, config):
+    with pytest.raises(ValueError, match=r"--prompts: 6 -> 9"):
+        run_study(replace(config, prompts=9))
+
+
+def test_what_makes_no_pair_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match=r"--align\.weight 0"):
+        make_arms(replace(config, flags=FLAGS + " --align.weight 0"), tmp_path)
+    with pytest.raises(SystemExit):
+        make_arms(replace(config, flags="--no-such-flag 1"), tmp_path)
+    with pytest.raises(ValueError, match="must differ"):
+        replace(config, seeds=(1, 1))
+    with pytest.raises(ValueError, match="no prepared dataset"):
+        run_study(replace(config, out=str(tmp_path / "x"), image_tokenizer=None))
+
+
+def test_points_end_with_the_run(config, tmp_path):
+    train = make_arms(config, tmp_path)[0].config
+    assert checkpoint_steps(config, train) == [2, 4]
+    assert checkpoint_steps(replace(config, points=3), replace(train, steps=10)) == [4, 8, 10]
