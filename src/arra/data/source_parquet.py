@@ -183,8 +183,8 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _split_of_file(file: Path, base: Path) -> str:
     named = split_of(file.stem)
-    if named is None and file.parent != base:
-        named = split_of(file.parent.name)
+    if named is None and base in file.parents and file.parent != base:
+        named = SPLIT_NAMES.get(file.parent.name.lower())
     return named or "train"
 
 
