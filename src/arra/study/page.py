@@ -52,6 +52,8 @@ img { display: block; width: 100%; height: auto; border-radius: .25rem; backgrou
 img.small { image-rendering: pixelated; }
 .pairs { display: grid; gap: 1.5rem 1.3rem;
   grid-template-columns: repeat(auto-fill, minmax(min(13.2rem, 100%), 1fr)); }
+.pairs.with-real { grid-template-columns:
+  repeat(auto-fill, minmax(min(18.5rem, 100%), 1fr)); }
 .pair .images { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .4rem; }
 .pair .images > div { border-top: 3px solid var(--third); padding-top: .3rem; }
 .pair .images > .of-plain { border-color: var(--plain); }
@@ -89,7 +91,9 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 pre { background: var(--card); border: 1px solid var(--rule); border-radius: .4rem;
   padding: .8rem 1rem; font-size: .78rem; line-height: 1.5; overflow-x: auto; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-@media (max-width: 34rem) { dl.facts { grid-template-columns: 1fr; gap: 0; }
+@media (max-width: 34rem) { table { font-size: .8rem; } td small { font-size: .7rem; }
+  th, td { padding-left: .7rem; } th:first-child:not([colspan]) { white-space: normal;
+  min-width: 5.6rem; overflow-wrap: anywhere; } dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .6rem; } }
 @media print { body { padding: 0; } section { break-inside: avoid-page; } }
 """

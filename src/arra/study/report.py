@@ -118,19 +118,30 @@ def _samples(results: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
     guidance = {arm: results["pairs"][0]["arms"][arm]["guidance"] for arm in ARMS}
+    real = any(sample.reference for sample in samples)
+    kind = "pairs with-real" if real else "pairs"
     shown, rest = samples[:FIRST_PAIRS], samples[FIRST_PAIRS:]
     more = ""
     if rest:
         more = (
             f'<details class="more"><summary>{len(rest)} more pairs</summary>'
-            f'<div class="pairs">{"".join(map(_pair, rest))}</div></details>'
+            f'<div class="{kind}">{"".join(map(_pair, rest))}</div></details>'
         )
+    order = (
+        "the real image as its codes keep it, the plain arm, ARRA"
+        if real
+        else "left the plain arm, right ARRA"
+    )
+    chosen = (
+        f"Guidance {guidance['plain']:g} and {guidance['aligned']:g}, each arm's best on prompts "
+        f"that are not shown here."
+        if results["guidance_chosen"]
+        else f"Guidance {guidance['plain']:g}."
+    )
     return (
         f"<section><h2>What they paint</h2><p>The first {len(samples)} prompts of the list, not a "
-        f"choice: left the plain arm, right ARRA, both from the same seed. Guidance "
-        f"{guidance['plain']:g} and {guidance['aligned']:g}, each arm's best on prompts that are "
-        f"not shown here.</p>{_legend(any(s.reference for s in samples))}"
-        f'<div class="pairs">{"".join(map(_pair, shown))}</div>{more}</section>'
+        f"choice: {order}, painted from the same seed. {chosen}</p>{_legend(real)}"
+        f'<div class="{kind}">{"".join(map(_pair, shown))}</div>{more}</section>'
     )
 
 
@@ -196,7 +207,7 @@ def _table(results: Mapping[str, Any]) -> str:
         f'<th class="plain">■ plain</th><th class="aligned">● ARRA</th><th>difference</th>'
         f"<th>p</th><th>{'limit' if ceiling else ''}</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="note" style="margin-top:1rem">{escape(_table_note(results))}</p></section>'
+        f"{_table_note(results)}</section>"
     )
 
 
@@ -235,7 +246,7 @@ def _table_row(
 
 def _table_note(results: Mapping[str, Any]) -> str:
     names = {n: metric(n) for d in results["pairs"][0]["differences"].values() for n in d}
-    said = [f"{m.label}: {m.meaning} ({m.better} is better)" for m in names.values()]
+    meanings = facts((m.label, f"{m.meaning} ({m.better} is better)") for m in names.values())
     limit = (
         " Limit: what the image tokenizer's own reconstructions of real images score."
         if results.get("ceiling")
@@ -243,8 +254,9 @@ def _table_note(results: Mapping[str, Any]) -> str:
     )
     caution = "".join(f" {reason}." for reason in results["reasons"].values())
     return (
-        f"▲ ARRA is better, ▼ worse, by more than the interval; differences of shares are in "
-        f"percentage points. {'; '.join(said)}.{limit}{caution}"
+        f'<p class="note" style="margin-top:1rem">▲ ARRA is better, ▼ worse, by more than the '
+        f"interval. Differences of shares are in percentage points.{limit}{escape(caution)}</p>"
+        f"<details><summary>What the measures mean</summary>{meanings}</details>"
     )
 
 

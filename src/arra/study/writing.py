@@ -68,6 +68,7 @@ class Writer:
                 "kind": "scenes" if self.scenes else "images",
                 "title": self.config.title or f"{self.data_label}: with and without alignment",
                 "data": {"label": self.data_label},
+                "guidance_chosen": len(self.config.guidances) > 1,
                 "groups": self._groups(),
                 "pairs": pairs,
                 "over_seeds": _over_seeds(pairs) if len(pairs) > 1 else None,

@@ -86,6 +86,7 @@ def results(gain=0.09):
         "kind": "scenes",
         "title": "MADE-UP NUMBERS: does alignment help a small painter?",
         "data": {"label": "captioned scenes that were never drawn"},
+        "guidance_chosen": True,
         "groups": {
             "test": "512 unseen captions",
             "compositional": "256 captions with combinations held out of training",
