@@ -92,7 +92,8 @@ pre { background: var(--card); border: 1px solid var(--rule); border-radius: .4r
   padding: .8rem 1rem; font-size: .78rem; line-height: 1.5; overflow-x: auto; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media (max-width: 34rem) { table { font-size: .8rem; } td small { font-size: .7rem; }
-  th, td { padding-left: .7rem; } th:first-child:not([colspan]) { white-space: normal;
+  th, td { padding-left: .6rem; } td:not(.better, .worse, .unclear) small { display: none; }
+  tr.group th { white-space: normal; } th:first-child:not([colspan]) { white-space: normal;
   min-width: 5.6rem; overflow-wrap: anywhere; } dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .6rem; } }
 @media print { body { padding: 0; } section { break-inside: avoid-page; } }
