@@ -51,13 +51,13 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
 def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None:
     config, tally = run.config, Tally(info["tally"])
     for step in range(info["step"], end):
-        norm, weights = _optimizer_step(run, step, tally)
+        norm = _optimizer_step(run, step, tally)
         tally.add("grad_norm", norm, 1)
         done = step + 1
         finished = done == config.steps
         if done % config.log.every == 0 or finished:
             means = tally.means()
-            fields = log_line(means, weights) | {
+            fields = log_line(means) | {
                 "lambda": config.align.weight * alignment_factor(step, config.steps, config.align),
                 "lr": learning_rate(step, config.steps, config.optim),
                 "grad_norm": means["grad_norm"],
@@ -76,7 +76,7 @@ def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None
             checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
 
 
-def _optimizer_step(run: Run, step: int, tally: Tally) -> tuple[Tensor, Mapping[str, float]]:
+def _optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
     """One optimizer step: every term is divided once, by its count over all micro-batches."""
     config, state = run.config, run.state
     # Dropout inside a model, if any, depends on (seed, step) only: EDM2's way to an exact resume.
@@ -86,19 +86,21 @@ def _optimizer_step(run: Run, step: int, tally: Tally) -> tuple[Tensor, Mapping[
     counts = _add_counts([run.step.objective.counts(micro.batch) for micro in micros])
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(step, config.steps, config.optim)
-    weights: Mapping[str, float] = {}
+    loss = torch.zeros((), device=run.device)
     for micro in micros:
         with _autocast(config, run.device):
             terms = run.step(micro, factor)
-        terms.total(counts).backward()
+        share = terms.total(counts)
+        share.backward()
+        loss = loss + share.detach()
         tally.add_terms(terms)
-        weights = terms.weights
+    tally.add("loss", loss, 1)
     norm = clip(run.step.model, run.step.objective, config.optim.clip)
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None:
         state.average.update(run.step.model.named_parameters(), step)
-    return norm, weights
+    return norm
 
 
 @torch.no_grad()
@@ -112,8 +114,7 @@ def validate(run: Run) -> dict[str, float]:
             terms = run.step(micro.to(run.device), 1.0)
         tally.add_terms(terms)
     run.step.train()
-    line = log_line(tally.means(), terms.weights)
-    return {name: value for name, value in line.items() if name != "loss"}
+    return log_line(tally.means())
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

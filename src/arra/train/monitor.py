@@ -52,21 +52,22 @@ class Tally:
         return {name: (float(s), self.counts[name]) for name, s in self.sums.items()}
 
 
-def log_line(means: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """The fields of a log line: `loss_ar`, `loss_gva`, ... ; several targets are named apart."""
-    line = {"loss_ar": means["ar"]}
-    loss = means["ar"]
+def log_line(means: Mapping[str, float]) -> dict[str, float]:
+    """The fields of a log line: `loss_ar`, `loss_gva`, ... ; several targets are named apart.
+
+    `loss` is the mean of what was minimised, so it stays right while lambda moves.
+    """
+    line = {"loss": means["loss"]} if "loss" in means else {}
+    line["loss_ar"] = means["ar"]
     if "z" in means:
         line["loss_z"] = means["z"]
-        loss += weights["z"] * means["z"]
     targets = [name.removeprefix("gva/") for name in means if name.startswith("gva/")]
     for target in targets:
         suffix = f"/{target}" if len(targets) > 1 else ""
         line[f"loss_gva{suffix}"] = means[f"gva/{target}"]
         for key in ("gva_constant", "retrieval"):
             line[f"{key}{suffix}"] = means[f"{key}/{target}"]
-        loss += weights[f"gva/{target}"] * means[f"gva/{target}"]
-    return {"loss": loss, **line}
+    return line
 
 
 class Monitor:
