@@ -1,0 +1,57 @@
+"""How different two images look to a frozen encoder: the feature loss of a tokenizer.
+
+As LPIPS (Zhang et al. 2018, arXiv 1801.03924, eq. 1) without its learned weights: token features of
+several layers, each scaled to unit length, compared by squared distance.
+
+Legend: N images, H and W pixels, L tokens, d hidden width of the encoder.
+"""
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arra.encoders import load_encoder
+
+DEPTHS = (0.25, 0.5, 0.75, 1.0)
+"""Layers that are compared, as fractions of the encoder's depth."""
+
+
+class FeatureLoss(nn.Module):
+    """Mean squared distance between unit features, summed over width, averaged over layers."""
+
+    black_C: Tensor
+    white_C: Tensor
+
+    def __init__(self, spec: str, device: torch.device) -> None:
+        super().__init__()
+        encoder = load_encoder(spec, device=device)
+        self.fingerprint = encoder.fingerprint
+        self.model = encoder.model
+        # The encoder's own preprocessing is affine in the pixels: two images show which affine map.
+        corners = encoder.preprocess([Image.new("RGB", (64, 64), c) for c in ("black", "white")])
+        self.side = (corners.shape[2], corners.shape[3])
+        self.register_buffer("black_C", corners[0, :, 0, 0])
+        self.register_buffer("white_C", corners[1, :, 0, 0])
+
+    def forward(self, x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
+        """The loss between two batches of floats -1..1; gradients flow into the first."""
+        with torch.no_grad():
+            wanted = self._features(target_NCHW)
+        found = self._features(x_NCHW)
+        losses = [
+            (a_NLd - b_NLd).square().sum(dim=-1).mean()
+            for a_NLd, b_NLd in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _features(self, x_NCHW: Tensor) -> list[Tensor]:
+        share_NCHW = ((x_NCHW + 1) / 2).clamp(0, 1)
+        if share_NCHW.shape[2:] != self.side:
+            share_NCHW = F.interpolate(share_NCHW, self.side, mode="bicubic", antialias=True)
+        black_C11, white_C11 = self.black_C[:, None, None], self.white_C[:, None, None]
+        pixels_NCHW = black_C11 + share_NCHW * (white_C11 - black_C11)
+        states = self.model(pixel_values=pixels_NCHW, output_hidden_states=True).hidden_states
+        last = len(states) - 1
+        layers = sorted({max(1, round(depth * last)) for depth in DEPTHS})
+        return [F.normalize(states[layer].float(), dim=-1) for layer in layers]
