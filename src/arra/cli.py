@@ -144,9 +144,12 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _generate(arguments: Sequence[str]) -> None:
-    from arra.generate.pipeline import GenerateConfig, generate
+    from arra.generate.settings import GenerateConfig
 
-    print(generate(_parse(GenerateConfig, arguments, "arra generate")))
+    config = _parse(GenerateConfig, arguments, "arra generate")
+    from arra.generate.pictures import generate
+
+    print(generate(config))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:

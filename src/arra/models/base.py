@@ -96,6 +96,14 @@ class Backbone(ABC):
         """
 
     @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Around steps of a few tokens a row: a family may set what makes them fast.
+
+        It may change rounding, and nothing else.
+        """
+        yield
+
+    @contextmanager
     def tap(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
         """Collects the output of the given blocks (1 = the first) during a forward pass."""
         for layer in layers:

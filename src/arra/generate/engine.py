@@ -1,0 +1,227 @@
+"""The painting loop: fixed shapes, a static cache, guided and unguided rows in one batch.
+
+A picture is a function of the model, the prompt, the seed, the sampling settings and `slots`, to
+the last bit, whoever else is being painted. Matrix products differ in the last bit between shapes,
+so every shape is fixed: each forward has `slots` images (idle slots paint the empty prompt and are
+dropped), and the padded width of a prompt follows from its own length alone.
+
+Legend: N images of a batch (= slots), B rows (N guided, then N unguided if guidance is on), T new
+tokens, C cache columns, D model width, K codes, P cells of an image.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arra.generate.sampling import guide, sample, uniforms
+from arra.generate.settings import Sampling, check_slots
+from arra.layout import DecodePlan
+from arra.models.base import Backbone
+
+PROMPT_STEP = 16
+"""Prompts are left-padded to a multiple of this, with at least one padding column: without any,
+attention would skip the mask, and one unpadded batch would differ in the last bit from the rest."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to paint."""
+
+    prefix: tuple[int, ...]  # `Backbone.condition(prompt)`
+    seed: int
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A finished batch: `codes_Nhw[i]` (int64, CPU) answers request number `indices[i]`."""
+
+    indices: list[int]
+    codes_Nhw: Tensor
+
+
+def paint(
+    backbone: Backbone,
+    requests: Sequence[Request],
+    grid: tuple[int, int],
+    sampling: Sampling,
+    slots: int,
+) -> Iterator[Painted]:
+    """Paints all requests, yielding batch after batch; requests of one width share batches.
+
+    Args:
+        grid: (height, width) in codes.
+        slots: images per forward pass.
+
+    Raises:
+        ValueError: the image does not fit the model's length, or the logits are not finite.
+    """
+    check_slots(slots)
+    steps = _Steps.of(backbone, grid)
+    null = _cut(backbone.null_condition(), steps.room)
+    prefixes = [_cut(request.prefix, steps.room) for request in requests]
+    groups: dict[int, list[int]] = {}
+    for index, prefix in enumerate(prefixes):
+        groups.setdefault(_width(max(len(prefix), len(null))), []).append(index)
+    for width, indices in sorted(groups.items()):
+        batch = _Batch(backbone, steps, sampling, slots, width, null)
+        for start in range(0, len(indices), slots):
+            chosen = indices[start : start + slots]
+            with _evaluating(backbone):
+                codes_NP = batch.paint(
+                    [prefixes[i] for i in chosen], [requests[i].seed for i in chosen]
+                )
+            yield Painted(chosen, codes_NP[: len(chosen)].view(-1, *grid))
+
+
+def _width(length: int) -> int:
+    return (length // PROMPT_STEP + 1) * PROMPT_STEP
+
+
+def _cut(prefix: Sequence[int], room: int) -> tuple[int, ...]:
+    """The end of a text that is too long is cut, as in training (`Layout.sample`)."""
+    return tuple(prefix[:room])
+
+
+@contextmanager
+def _evaluating(backbone: Backbone) -> Iterator[None]:
+    """Without dropout, and as it was afterwards: the training loop paints samples too."""
+    was_training = backbone.model.training
+    backbone.model.eval()
+    try:
+        yield
+    finally:
+        backbone.model.train(was_training)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A decode plan folded into forwards: one for prompt and opening tokens, one per code after
+    the first. Tokens that follow a code by rule are fed together with it; those after the last code
+    are not fed at all."""
+
+    opening: list[int]  # forced tokens before the first code
+    following: list[list[int]]  # forced tokens after each code, up to the next one; P entries
+    room: int  # tokens that are left for a prompt
+
+    @staticmethod
+    def of(backbone: Backbone, grid: tuple[int, int]) -> "_Steps":
+        plan: DecodePlan = backbone.layout.plan(*grid)
+        runs: list[list[int]] = [[]]
+        for step, (forced, cell) in enumerate(
+            zip(plan.forced_S.tolist(), plan.cell_S.tolist(), strict=True)
+        ):
+            if cell < 0:
+                runs[-1].append(forced)
+            else:
+                assert cell == len(runs) - 1, f"step {step}: codes come in raster order"
+                runs.append([])
+        room = backbone.max_length - len(plan.forced_S)
+        if room < len(backbone.null_condition()):
+            raise ValueError(
+                f"an image of {grid[0]}x{grid[1]} codes needs {len(plan.forced_S)} tokens besides "
+                f"the prompt, but the model takes {backbone.max_length} in all"
+            )
+        return _Steps(runs[0], runs[1:], room)
+
+    def columns(self, width: int) -> int:
+        """Cache columns that painting behind a prompt of `width` fills."""
+        return width + len(self.opening) + sum(1 + len(run) for run in self.following[:-1])
+
+
+class _Batch:
+    """Paints `slots` images at a time behind prompts of one width, in one cache."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        steps: _Steps,
+        sampling: Sampling,
+        slots: int,
+        width: int,
+        null: tuple[int, ...],
+    ) -> None:
+        self.backbone, self.steps, self.sampling = backbone, steps, sampling
+        self.slots, self.width, self.null = slots, width, null
+        self.guided = sampling.cfg != 1
+        self.cache: Any = None
+        self.code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
+        self.following = [
+            torch.tensor(run, dtype=torch.long, device=backbone.device) for run in steps.following
+        ]
+
+    @torch.inference_mode()
+    def paint(self, prefixes: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Tensor:
+        """Codes (N, P), idle slots included."""
+        idle = self.slots - len(prefixes)
+        rows = [*prefixes, *([self.null] * idle)]
+        if self.guided:
+            rows += [self.null] * self.slots
+        cells = len(self.following)
+        uniform_NP = uniforms([*seeds, *([0] * idle)], cells).to(self.backbone.device)
+        mask_BC, position_B, hidden_BD = self._prefill(rows)
+        column = self.width + len(self.steps.opening)
+        finite_N = torch.ones(self.slots, dtype=torch.bool, device=self.backbone.device)
+        drawn: list[Tensor] = []
+        with self.backbone.decoding():
+            for cell, run in enumerate(self.following):
+                logits_NK = self._logits(hidden_BD)
+                finite_N &= logits_NK.amax(-1).isfinite()
+                drawn.append(sample(logits_NK, uniform_NP[:, cell], self.sampling))
+                if cell == cells - 1:
+                    break
+                ids_BT = self._next_ids(drawn[-1], run)
+                new = ids_BT.shape[1]
+                mask_BC[:, column : column + new] = True
+                positions_BT = position_B[:, None] + torch.arange(new, device=position_B.device)
+                hidden_BD = self.backbone.step(ids_BT, positions_BT, mask_BC, self.cache)[:, -1]
+                column += new
+                position_B += new
+        if not finite_N[: len(prefixes)].all():
+            raise ValueError(
+                "the model's logits are not finite: its weights are damaged or its training "
+                "diverged; use an earlier checkpoint"
+            )
+        return torch.stack(drawn, 1).cpu()
+
+    def _prefill(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts and opening tokens in one forward: mask (B, C), next position (B,), hidden."""
+        opening, device = list(self.steps.opening), self.backbone.device
+        length = self.width + len(opening)
+        pads = [self.width - len(row) for row in rows]
+        ids = [
+            [self.backbone.layout.pad] * pad + [*row, *opening]
+            for pad, row in zip(pads, rows, strict=True)
+        ]
+        ids_BT = torch.tensor(ids, device=device)
+        pad_B = torch.tensor(pads, device=device)
+        columns_T = torch.arange(length, device=device)
+        mask_BC = torch.zeros(
+            len(rows), self.steps.columns(self.width), dtype=torch.bool, device=device
+        )
+        mask_BC[:, :length] = columns_T >= pad_B[:, None]
+        positions_BT = (columns_T - pad_B[:, None]).clamp(min=0)
+        if self.cache is None:
+            self.cache = self.backbone.new_cache(mask_BC.shape[1])
+        else:
+            self.cache.reset()
+        hidden_BTD = self.backbone.step(ids_BT, positions_BT, mask_BC, self.cache)
+        return mask_BC, length - pad_B, hidden_BTD[:, -1]
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        """Logits of the legal codes with guidance, (N, K)."""
+        logits_BK = self.backbone.head(hidden_BD)[:, self.code_ids_K]
+        if not self.guided:
+            return logits_BK
+        guided_NK, unguided_NK = logits_BK.chunk(2)
+        return guide(guided_NK, unguided_NK, self.sampling.cfg)
+
+    def _next_ids(self, codes_N: Tensor, run_R: Tensor) -> Tensor:
+        """The drawn codes as token ids, and what follows them by rule, for all rows: (B, T)."""
+        code_B = self.code_ids_K[codes_N]
+        if self.guided:
+            code_B = torch.cat([code_B, code_B])
+        return torch.cat([code_B[:, None], run_R.expand(len(code_B), -1)], 1)

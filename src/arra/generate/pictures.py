@@ -1,0 +1,234 @@
+"""`arra generate`: prompts to a folder of pictures that can be stopped and gone on with."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from arra.data.images import grid, to_pil
+from arra.data.progress import Meter
+from arra.files import atomic_write, read_json, write_json
+from arra.generate.pipeline import Pipeline
+from arra.generate.settings import GenerateConfig, Sampling
+from arra.models import Backbone
+
+SETTINGS, LISTING, SHEET = "settings.json", "images.jsonl", "grid.png"
+SHEET_LIMIT = 64
+"""Pictures on the contact sheet: the first ones."""
+SHEET_COLUMNS = 8
+NOT_COMPARED = ("model", "ran_on")
+"""Settings that may differ when a folder is gone on with: a model may move (its weights are
+compared) and so may the work."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One picture of the folder."""
+
+    file: str
+    prompt: str
+    seed: int
+
+
+def generate(config: GenerateConfig) -> Path:
+    """Paints every prompt `num` times into `out`; returns `out`.
+
+    Pictures are `<prompt number>-<image number>.png`, both from 0. images.jsonl (one line per
+    picture: file, prompt, seed, sampling) and grid.png appear when all are finished. The same
+    command again paints only what is missing.
+
+    Raises:
+        ValueError: no or bad prompts, a model that cannot be opened, or an `out` that was painted
+            with other settings.
+    """
+    prompts = read_prompts(config)
+    device = _device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    pipe = Pipeline.from_pretrained(config.model, device, config.image_tokenizer)
+    sampling = pipe.sampling.with_changes(
+        config.cfg, config.temperature, config.top_k, config.top_p
+    )
+    out = Path(config.out)
+    _claim(out, _settings(config, pipe, sampling, prompts))
+    digits = max(len(str(config.num - 1)), 1)
+    pictures = [
+        _Picture(f"{i:05d}-{j:0{digits}d}.png", prompt, config.seed + j)
+        for i, prompt in enumerate(prompts)
+        for j in range(config.num)
+    ]
+    missing = [picture for picture in pictures if not (out / picture.file).exists()]
+    if missing:
+        with Meter("paint", len(pictures), len(pictures) - len(missing)) as meter:
+            _paint(pipe, missing, sampling, config.slots, out, meter)
+    _finish(out, pictures, sampling, config.num)
+    return out
+
+
+def _paint(
+    pipe: Pipeline,
+    pictures: list[_Picture],
+    sampling: Sampling,
+    slots: int,
+    out: Path,
+    meter: Meter,
+) -> None:
+    prompts, seeds = [p.prompt for p in pictures], [p.seed for p in pictures]
+    for batch in pipe.paint(prompts, seeds, sampling, slots):
+        images = to_pil(pipe.decode(batch.codes_Nhw, slots))
+        for index, image in zip(batch.indices, images, strict=True):
+            with atomic_write(out / pictures[index].file) as temporary:
+                image.save(temporary, format="PNG")
+        meter.add(len(images))
+
+
+def _finish(out: Path, pictures: list[_Picture], sampling: Sampling, num: int) -> None:
+    """Writes the list and the contact sheet."""
+    lines = [json.dumps(asdict(p) | asdict(sampling), ensure_ascii=False) for p in pictures]
+    with atomic_write(out / LISTING) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shown = pictures[:SHEET_LIMIT]
+    images = []
+    for picture in shown:
+        with Image.open(out / picture.file) as opened:
+            images.append(opened.convert("RGB"))
+    columns = min(num, SHEET_LIMIT) if num > 1 else SHEET_COLUMNS
+    sheet = grid(images, columns, [picture.prompt for picture in shown])
+    with atomic_write(out / SHEET) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+def _settings(
+    config: GenerateConfig, pipe: Pipeline, sampling: Sampling, prompts: list[str]
+) -> dict[str, Any]:
+    """Everything that decides the pictures, and where they were painted."""
+    return {
+        "model": config.model,
+        "weights": weights_sha256(pipe.backbone),
+        "image_tokenizer": pipe.image_tokenizer.fingerprint,
+        "num": config.num,
+        "seed": config.seed,
+        **asdict(sampling),
+        "slots": config.slots,
+        "prompts": prompts,
+        "ran_on": {
+            "device": str(pipe.backbone.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def weights_sha256(backbone: Backbone) -> str:
+    """SHA-256 of a model's weights, names and shapes included."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(backbone.model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Makes `out` the folder of these settings, or refuses it."""
+    file = out / SETTINGS
+    if not file.exists():
+        if out.is_dir() and any(out.glob("*.png")):
+            raise ValueError(
+                f"{out} holds pictures but no {SETTINGS}: choose another --out or remove them"
+            )
+        write_json(file, settings)
+        return
+    before = read_json(file)
+    changed = [
+        name for name in settings if name not in NOT_COMPARED and before.get(name) != settings[name]
+    ]
+    if changed:
+        said = ", ".join(_change(name, before.get(name), settings[name]) for name in changed)
+        raise ValueError(
+            f"{out} was painted with other settings ({said}): choose another --out or remove it"
+        )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if name in ("weights", "image_tokenizer"):
+        return {"weights": "the model's weights", "image_tokenizer": "--image-tokenizer"}[name]
+    if name == "prompts":
+        return "the prompts"
+    return f"--{name.replace('_', '-')}: {before} -> {now}"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is no device: use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no GPU here; use cpu or auto")
+    return device
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """The prompts of the command line, then those of the file.
+
+    Raises:
+        ValueError: there are none, one is empty, or the file cannot be read as text or JSON.
+    """
+    prompts = list(config.prompts)
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise ValueError(f"prompt {number} is empty: say what to paint")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"prompt {number} is not UTF-8: set a UTF-8 locale") from None
+    if config.prompts_file is not None:
+        prompts += _from_file(Path(config.prompts_file))
+    if not prompts:
+        raise ValueError('nothing to paint: give a prompt in quotes ("a red circle") or --prompts')
+    return prompts
+
+
+def _from_file(file: Path) -> list[str]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"--prompts {file}: there is no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"--prompts {file} is a folder: name a text or .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompts {file} is not UTF-8 (byte {error.start}): convert it first"
+        ) from None
+    # Not splitlines: it would also cut at separators that JSON strings may hold.
+    lines = [line.rstrip("\r") for line in text.rstrip().split("\n")]
+    if lines == [""]:
+        raise ValueError(f"--prompts {file} is empty: write one prompt per line")
+    read = _from_json if file.suffix == ".jsonl" else str
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        prompt = read(line)
+        if not isinstance(prompt, str) or not prompt.strip():
+            wanted = 'a JSON object with "prompt"' if read is _from_json else "a prompt"
+            raise ValueError(f"--prompts {file} line {number} is not {wanted}: correct it")
+        prompts.append(prompt)
+    return prompts
+
+
+def _from_json(line: str) -> Any:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return value.get("prompt", value.get("text")) if isinstance(value, dict) else None

@@ -1,0 +1,191 @@
+"""From prompts and seeds to pictures: a painter together with its image tokenizer.
+
+Legend: N images, h and w codes per side, `NCHW` = channels first, uint8 pixels 0..255.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from arra.config import from_json
+from arra.data.images import to_pil
+from arra.files import read_json
+from arra.generate.engine import Painted, Request, paint
+from arra.generate.settings import DEFAULT_SLOTS, Sampling, check_slots
+from arra.image_tokenizers import load_image_tokenizer
+from arra.image_tokenizers.vq import VQModel
+from arra.models import Backbone, load_model
+from arra.models.loading import PIPELINE
+from arra.resolve import resolve_folder
+
+FORMAT_VERSION = 1
+INSIDE = "image_tokenizer"
+"""Folder of an exported model that holds its image tokenizer."""
+
+
+class Pipeline:
+    """Paints prompts.
+
+    Args:
+        backbone: a model that paints.
+        image_tokenizer: the one whose codes it was trained on.
+        grid: (height, width) of its images in codes.
+        sampling: used where a call does not say otherwise.
+        slots: images per forward pass, likewise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        image_tokenizer: VQModel,
+        grid: tuple[int, int],
+        sampling: Sampling | None = None,
+        slots: int = DEFAULT_SLOTS,
+    ) -> None:
+        known = len(backbone.layout.code_ids)
+        if image_tokenizer.codebook_size != known:
+            raise ValueError(
+                f"the model paints with {known} codes, the image tokenizer has "
+                f"{image_tokenizer.codebook_size}: use the one that the model was trained with"
+            )
+        check_slots(slots)
+        self.backbone, self.image_tokenizer = backbone, image_tokenizer
+        self.grid, self.slots = grid, slots
+        self.sampling = Sampling() if sampling is None else sampling
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        spec: str | Path,
+        device: str | torch.device = "cpu",
+        image_tokenizer: str | Path | None = None,
+    ) -> "Pipeline":
+        """Opens an exported model, a run folder (its newest checkpoint), a hub id or
+        `builtin:scenes`.
+
+        Args:
+            image_tokenizer: folder or hub id, where it is not at its recorded place.
+
+        Raises:
+            ValueError: no painter is there, or the image tokenizer is not the one it was trained
+                with (compared by fingerprint).
+        """
+        folder = resolve_folder(spec, "model")
+        backbone = load_model(spec, device)
+        described = read_json(folder / PIPELINE)
+        if described.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{folder / PIPELINE} has format {described.get('format_version')}, this version "
+                f"reads {FORMAT_VERSION}: use the version of arra that wrote it"
+            )
+        tokenizer = _image_tokenizer(folder, described, image_tokenizer, str(device))
+        height, width = described["grid"]
+        return cls(backbone, tokenizer, (height, width), from_json(Sampling, described["sampling"]))
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        slots: int | None = None,
+    ) -> list[Image]:
+        """One RGB picture per prompt, in the order of the prompts; see `codes`."""
+        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p)
+        pictures: dict[int, Image] = {}
+        for batch in self.paint(prompts, seeds, sampling, slots):
+            pictures.update(
+                zip(batch.indices, to_pil(self.decode(batch.codes_Nhw, slots)), strict=True)
+            )
+        return [pictures[index] for index in range(len(pictures))]
+
+    def codes(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        slots: int | None = None,
+    ) -> Tensor:
+        """The image codes of each prompt, (N, h, w) int64 on the CPU.
+
+        Args:
+            prompts: an empty one paints without a condition.
+            seeds: one per prompt; by default the k-th repetition of a prompt has seed k, from 0.
+            cfg, temperature, top_k, top_p: see `Sampling`; default: the model's own.
+            slots: images per forward pass. A picture does not depend on which others are painted;
+                to the last bit it does depend on this number.
+        """
+        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p)
+        count = 1 if isinstance(prompts, str) else len(prompts)
+        codes_Nhw = torch.empty(count, *self.grid, dtype=torch.long)
+        for batch in self.paint(prompts, seeds, sampling, slots):
+            codes_Nhw[batch.indices] = batch.codes_Nhw
+        return codes_Nhw
+
+    def paint(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None,
+        sampling: Sampling,
+        slots: int | None = None,
+    ) -> Iterator[Painted]:
+        """The same as batches that come as they are finished, in an order of their own."""
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = _repetitions(listed) if seeds is None else seeds
+        if len(seeds) != len(listed):
+            raise ValueError(f"{len(listed)} prompts need as many seeds, got {len(seeds)}")
+        prefix_of = {prompt: tuple(self.backbone.condition(prompt)) for prompt in set(listed)}
+        requests = [Request(prefix_of[p], seed) for p, seed in zip(listed, seeds, strict=True)]
+        return paint(self.backbone, requests, self.grid, sampling, self._rows(slots))
+
+    def decode(self, codes_Nhw: Tensor, slots: int | None = None) -> Tensor:
+        """Codes to pixels, uint8 NCHW on the CPU.
+
+        Always `slots` images at a time, so that no pixel depends on how many there are.
+        """
+        rows = self._rows(slots)
+        parts = []
+        for part_Nhw in codes_Nhw.split(rows):
+            full_Nhw = torch.zeros(rows, *part_Nhw.shape[1:], dtype=part_Nhw.dtype)
+            full_Nhw[: len(part_Nhw)] = part_Nhw
+            parts.append(self.image_tokenizer.decode(full_Nhw)[: len(part_Nhw)].cpu())
+        return torch.cat(parts)
+
+    def _rows(self, slots: int | None) -> int:
+        return self.slots if slots is None else slots
+
+
+def _repetitions(prompts: Sequence[str]) -> list[int]:
+    """How often each prompt came before: image j of every prompt gets seed j."""
+    seen: dict[str, int] = {}
+    seeds = []
+    for prompt in prompts:
+        seeds.append(seen.get(prompt, 0))
+        seen[prompt] = seeds[-1] + 1
+    return seeds
+
+
+def _image_tokenizer(
+    folder: Path, described: dict[str, Any], given: str | Path | None, device: str
+) -> VQModel:
+    recorded = described["image_tokenizer"]
+    inside = folder / INSIDE
+    spec = given or (inside if inside.is_dir() else recorded["spec"])
+    tokenizer = load_image_tokenizer(spec, device)
+    if tokenizer.fingerprint != recorded["fingerprint"]:
+        raise ValueError(
+            f"{spec} is not the image tokenizer that {folder} was trained with (another "
+            f"fingerprint): name the right one with --image-tokenizer"
+        )
+    return tokenizer

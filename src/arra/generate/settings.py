@@ -1,0 +1,118 @@
+"""What can be set when painting. Light on purpose: the command line reads it before torch loads."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+DEFAULT_SLOTS = 16
+"""Images per forward pass. Enough to hide Python's overhead of a small model, few enough that four
+pictures do not wait for many idle rows; evaluation and the demo ask for more."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next code is drawn from the logits, in this order.
+
+    Attributes:
+        cfg: guidance scale; logits = unguided + cfg * (guided - unguided). 1 = off.
+        temperature: logits are divided by it; 0 = always the likeliest code.
+        top_k: only the k likeliest codes may be drawn; 0 = all.
+        top_p: only the fewest codes that together reach this probability may be drawn; 1 = all.
+    """
+
+    cfg: float = 3.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.cfg < math.inf, "--cfg must be at least 0 (1 = no guidance)", self.cfg)
+        _require(
+            0 <= self.temperature < math.inf,
+            "--temperature must be at least 0 (0 = always the likeliest code)",
+            self.temperature,
+        )
+        _require(
+            self.top_k >= 0 and self.top_k == int(self.top_k),
+            "--top-k must be a whole number of at least 0 (0 = all codes)",
+            self.top_k,
+        )
+        _require(0 < self.top_p <= 1, "--top-p must be in (0, 1] (1 = all codes)", self.top_p)
+
+    def with_changes(
+        self,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> "Sampling":
+        """The same settings but for those given."""
+        return Sampling(
+            self.cfg if cfg is None else cfg,
+            self.temperature if temperature is None else temperature,
+            self.top_k if top_k is None else top_k,
+            self.top_p if top_p is None else top_p,
+        )
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Paints prompts into a folder. The same command again paints only what is missing."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """An exported model, a run folder, a hub id or builtin:scenes."""
+    out: str
+    """Folder for the pictures, images.jsonl, grid.png and settings.json."""
+    prompts: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT ...")
+    ] = ()
+    """What to paint; quote each prompt."""
+    prompts_file: Annotated[str | None, tyro.conf.arg(name="prompts", metavar="FILE")] = None
+    """UTF-8 file of more prompts: one per line, or JSON lines (*.jsonl) with "prompt" or "text"."""
+    num: int = 4
+    """Images per prompt."""
+    seed: int = 0
+    """Image j of every prompt uses seed + j."""
+    cfg: float | None = None
+    """Guidance scale, at least 0, 1 = off. Default: the model's own (pipeline.json)."""
+    temperature: float | None = None
+    """At least 0; 0 = always the likeliest code. Default: the model's own."""
+    top_k: int | None = None
+    """Draw from the k likeliest codes, 0 = all. Default: the model's own."""
+    top_p: float | None = None
+    """Draw from the fewest codes with this probability, in (0, 1], 1 = all. Default: the model's
+    own."""
+    slots: int = DEFAULT_SLOTS
+    """Images per forward pass: more is faster for many images and needs more memory. A picture is
+    the same to the last bit only at the same number; with several CPU threads, a multiple of 4."""
+    image_tokenizer: str | None = None
+    """Folder or hub id; default: the one that the model was trained with."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu."""
+    threads: int = 0
+    """CPU threads; 0 = torch's default."""
+
+    def __post_init__(self) -> None:
+        Sampling().with_changes(self.cfg, self.temperature, self.top_k, self.top_p)
+        _require(self.num >= 1, "--num must be at least 1", self.num)
+        _require(self.threads >= 0, "--threads must be at least 0", self.threads)
+        check_slots(self.slots)
+        check_seed(self.seed)
+        check_seed(self.seed + self.num - 1)
+
+
+def check_slots(slots: int) -> None:
+    """Refuses a number of images per forward pass that cannot be."""
+    _require(slots >= 1, "--slots must be at least 1", slots)
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that a 64-bit generator does not take."""
+    _require(0 <= seed < 2**63, "--seed must be in [0, 2^63)", seed)
+
+
+def _require(condition: bool, rule: str, found: object) -> None:
+    if not condition:
+        raise ValueError(f"{rule}, got {found}")
