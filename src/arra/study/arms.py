@@ -37,8 +37,8 @@ class StudyConfig:
     """Folder of the study; the same command again goes on where it was."""
     recipe: str = "scenes"
     """Recipe of both arms (see arra train)."""
-    flags: str = ""
-    """Flags of `arra train` for both arms in one string, such as "--steps 4000 --align.layer 3"."""
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
+    """Options of `arra train` for both arms as NAME=VALUE, such as steps=4000 align.layer=3."""
     image_tokenizer: str | None = None
     """To prepare a SOURCE: image tokenizer."""
     encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -246,7 +246,7 @@ def make_arms(config: StudyConfig, data: Path) -> list[Arm]:
         base = Path(config.out) if seed == config.seeds[0] else Path(config.out) / f"seed-{seed}"
         for name in ARMS:
             run = base / name
-            flags = shlex.split(config.flags) + ["--seed", str(seed), "--device", config.device]
+            flags = train_flags(config.settings) + ["--seed", str(seed), "--device", config.device]
             steps = _parse(config.recipe, data, run, flags).steps
             every = math.ceil(steps / config.points)
             flags += ["--threads", str(config.threads_each)]
@@ -257,10 +257,29 @@ def make_arms(config: StudyConfig, data: Path) -> list[Arm]:
                 flags += ["--align.weight", "0"]
             train = _parse(config.recipe, data, run, flags)
             if name == "aligned" and train.align.weight == 0:
-                raise ValueError("the aligned arm has --align.weight 0: take it out of --flags")
+                raise ValueError("the aligned arm has --align.weight 0: take it out of --set")
             argv = ("train", config.recipe, "--data", str(data), "--out", str(run), *flags)
             arms.append(Arm(name, seed, run, base, train, argv))
     return arms
+
+
+def train_flags(settings: tuple[str, ...]) -> list[str]:
+    """NAME=VALUE as `arra train` takes it: --NAME VALUE, or --NAME and --no-NAME for true, false.
+
+    Several values of one option stand behind one another: "align.layer=1 3".
+    """
+    flags: list[str] = []
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name.startswith("-"):
+            raise ValueError(f"--set {setting}: write NAME=VALUE, such as steps=4000")
+        if value in ("true", "false"):
+            group, _, last = name.rpartition(".")
+            negated = last if value == "true" else f"no-{last}"
+            flags.append(f"--{group}.{negated}" if group else f"--{negated}")
+        else:
+            flags += [f"--{name}", *shlex.split(value)]
+    return flags
 
 
 def _parse(recipe: str, data: Path, run: Path, flags: list[str]) -> TrainConfig:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from arra.export import ExportConfig, export
 from arra.files import read_json, write_json
@@ -28,8 +31,8 @@ class DemoConfig:
     """Unseen captions that both arms paint; half as many of combinations never trained on."""
     seed: int = 0
     """Of weights and order, the same for both arms."""
-    flags: str = ""
-    """More flags of `arra train` for both arms, in one string."""
+    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
+    """More options of `arra train` for both arms as NAME=VALUE, such as align.layer=1."""
     threads: int = 1
     """CPU threads of each of the two processes."""
     device: str = "auto"
@@ -42,7 +45,7 @@ def run_demo(config: DemoConfig) -> Path:
         data="builtin:scenes",
         out=config.out,
         recipe="scenes",
-        flags=f"--steps {config.steps} {config.flags}".strip(),
+        settings=(f"steps={config.steps}", *config.settings),
         image_tokenizer="builtin:scenes",
         encoder=("clip=builtin:scenes-clip",),
         size=64,

@@ -1,6 +1,10 @@
 """A whole study on drawn scenes with parts that know nothing: what it writes, skips and refuses."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +18,13 @@ from arra.data.images import load_rgb
 from arra.files import read_json
 from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.study import arms, questions
-from arra.study.arms import StudyConfig, checkpoint_steps, make_arms, run_study
+from arra.study.arms import StudyConfig, checkpoint_steps, make_arms, run_study, train_flags
 from arra.study.questions import captions_of
 from arra.study.worker import WorkerJob, answer
 
-FLAGS = (
-    "--steps 4 --batch-size 4 --dtype float32 --log.every 1 --model.layers 2 --align.layer 1 "
-    "--model.hidden-size 16 --model.heads 2 --model.mlp-size 16 --model.text-vocabulary 300"
+SETTINGS = (
+    *("steps=4", "batch-size=4", "dtype=float32", "log.every=1", "align.layer=1", "model.layers=2"),
+    *("model.hidden-size=16", "model.heads=2", "model.mlp-size=16", "model.text-vocabulary=300"),
 )
 
 
@@ -70,7 +74,7 @@ def config(parts, tmp_path_factory):
     return StudyConfig(
         data="builtin:scenes",
         out=str(tmp_path_factory.mktemp("study") / "out"),
-        flags=FLAGS,
+        settings=SETTINGS,
         image_tokenizer=str(parts / "vq"),
         encoder=(f"teacher={parts / 'vit'}",),
         limit=12,
@@ -169,16 +173,60 @@ def test_another_study_is_not_mixed_in(study, config):
 
 def test_what_makes_no_pair_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match=r"--align\.weight 0"):
-        make_arms(replace(config, flags=FLAGS + " --align.weight 0"), tmp_path)
+        make_arms(replace(config, settings=(*SETTINGS, "align.weight=0")), tmp_path)
     with pytest.raises(SystemExit):
-        make_arms(replace(config, flags="--no-such-flag 1"), tmp_path)
+        make_arms(replace(config, settings=("no-such-option=1",)), tmp_path)
     with pytest.raises(ValueError, match="must differ"):
         replace(config, seeds=(1, 1))
     with pytest.raises(ValueError, match="no prepared dataset"):
         run_study(replace(config, out=str(tmp_path / "x"), image_tokenizer=None))
 
 
+def test_settings_become_flags():
+    given = ("steps=4", "align.layer=1 3", "model.rep=true", "loss.text=false")
+    assert train_flags(given) == [
+        *("--steps", "4", "--align.layer", "1", "3", "--model.rep", "--loss.no-text")
+    ]
+    assert train_flags(("data.text='a b=c'",)) == ["--data.text", "a b=c"]
+    for wrong in ("steps", "--steps=4"):
+        with pytest.raises(ValueError, match="NAME=VALUE"):
+            train_flags((wrong,))
+
+
 def test_points_end_with_the_run(config, tmp_path):
     train = make_arms(config, tmp_path)[0].config
     assert checkpoint_steps(config, train) == [2, 4]
     assert checkpoint_steps(replace(config, points=3), replace(train, steps=10)) == [4, 8, 10]
+
+
+@pytest.mark.long
+def test_in_real_processes_with_a_kill_in_between(study, config, tmp_path):
+    """The same study over the command line, stopped while training, ends with the same numbers."""
+    out = tmp_path / "out"
+    alone = replace(config, out=str(out), seeds=(0,))
+    flags = ["study", alone.data, "--out", str(out), "--set", *alone.settings, "--limit", "12"]
+    flags += ["--image-tokenizer", str(alone.image_tokenizer), "--encoder", alone.encoder[0]]
+    flags += ["--judge", str(alone.judge), "--prompts", "6", "--more-splits", "compositional"]
+    flags += ["--points", "2", "--point-prompts", "2", "--guidances", "1", "3"]
+    flags += ["--guidance-prompts", "2", "--validation-images", "6", "--threads", "1"]
+    flags += ["--slots", "4", "--device", "cpu"]
+    command = [sys.executable, "-m", "arra.cli", *flags]
+    first = subprocess.Popen(command)
+    while not list(out.glob("*/checkpoints/step-*")) and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    first.wait(300)
+    assert not (out / "report.html").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "== prepare: done before" in done.stdout
+    assert (out / "report.html").is_file()
+    whole = study.parent
+    for arm in ("plain", "aligned"):
+        mine, theirs = (
+            [{k: v for k, v in line.items() if k != "images_per_s"} for line in pair["log"]]
+            for pair in (
+                read_json(folder / "results.json")["pairs"][0]["arms"][arm]
+                for folder in (out, whole)
+            )
+        )
+        assert mine == theirs
