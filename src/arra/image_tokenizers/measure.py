@@ -35,9 +35,9 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 class MeasureConfig:
     """Measure what TOKENIZER keeps of the images of SOURCE."""
 
-    tokenizer: Annotated[str, tyro.conf.Positional]
+    tokenizer: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]
     """Folder, hub id or builtin:scenes."""
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder, file, hub id or builtin:scenes."""
     out: str
     """Folder of report.json and reconstructions.png."""

@@ -86,7 +86,7 @@ def test_finished_is_left_alone_and_other_flags_are_refused(
     fit_tokenizer(dataclasses.replace(settings, log_every=1))
     assert "finished already" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"other flags \(--lr: 0.001 -> 0.1\)"):
+    with pytest.raises(ValueError, match=r"other flags \(--lr: 0.002 -> 0.1\)"):
         fit_tokenizer(dataclasses.replace(settings, lr=0.1))
 
 

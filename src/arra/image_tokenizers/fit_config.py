@@ -1,0 +1,141 @@
+"""What a fit of an image tokenizer is. The fields' docstrings are the `--help` text."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from arra.image_tokenizers.layers import VQConfig
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Fit an image tokenizer on the images of SOURCE. The same command again resumes."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Folder, file, hub id or builtin:scenes; captions are not used."""
+    out: str
+    """Folder of the finished tokenizer (config.json, model.safetensors) and of its log."""
+    size: int = 64
+    """Pixels of the side of the squares that are read."""
+    steps: int = 2000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Images per step."""
+    seed: int = 0
+    """Decides initial weights, order of images and revived codes."""
+    split: str | None = None
+    """Split to read; train, or the only one, unless given."""
+    image_column: str = "image"
+    """Column that holds the images."""
+    text_column: str = "text"
+    """Column that holds the captions; a row without one is left out, as in prepare."""
+    limit: int | None = None
+    """Read at most this many rows."""
+    codebook_size: int = 512
+    """Codes."""
+    codebook_dim: int = 8
+    """Width of a code's vector."""
+    l2_normalize: bool = True
+    """Compare codes as unit vectors."""
+    base_channels: int = 64
+    """Channels of a level with multiplier 1."""
+    channel_multipliers: tuple[int, ...] = (1, 1)
+    """Multiplier per level; one code covers patch-size * 2^(levels - 1) pixels a side."""
+    patch_size: int = 4
+    """Pixels a side that are folded into channels first: larger is faster, 1 the classic VQGAN."""
+    res_blocks: int = 1
+    """Residual blocks per encoder level; a decoder level has one more."""
+    attention: bool = False
+    """Self-attention at the bottom of encoder and decoder."""
+    norm: Literal["group", "pixel"] = "group"
+    """group: the classic; pixel: codes depend on nothing remote."""
+    norm_groups: int = 16
+    """Groups of a group norm."""
+    encoder_kernel: Literal[1, 3] = 3
+    """Side of the encoder's residual convolutions; 1 with norm pixel: codes depend on little more
+    than their own cell, so plain areas have always the same codes."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW; falls to 0 along a cosine."""
+    warmup: float = 0.02
+    """Fraction of the steps over which the learning rate rises."""
+    weight_decay: float = 1e-4
+    """Of AdamW, on matrices only."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    l1: float = 1.0
+    """Weight of the mean absolute error (pixels from -1 to 1)."""
+    l2: float = 1.0
+    """Weight of the mean squared error (pixels from -1 to 1)."""
+    commitment: float = 0.25
+    """Weight of the squared distance between a latent and its code."""
+    feature_encoder: str | None = None
+    """Encoder (folder, hub id or builtin:NAME) whose features are compared as well."""
+    feature_weight: float = 0.1
+    """Weight of the feature loss, if there is an encoder."""
+    quantize_from: float = 0.1
+    """Fraction of the steps before which latents are decoded as they are: codes that start on the
+    latents of a working autoencoder do not collapse."""
+    code_decay: float = 0.95
+    """Decay per step of the averages that the codes follow."""
+    revive_every: int = 10
+    """Steps between checks for dead codes, over the first `revive-until` of the run; 0 = never."""
+    revive_share: float = 0.05
+    """A code used less than this share of an equal share is dead, and moved."""
+    revive_until: float = 0.7
+    """Fraction of the run after which codes are left alone."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 = autocast (weights stay float32)."""
+    save_dtype: Literal["float32", "float16"] = "float32"
+    """Stored weights; float16 halves the folder."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, …"""
+    memory_gb: float = 2.0
+    """GiB of decoded images kept; a larger source is shuffled within windows of this size."""
+    log_every: int = 50
+    """Steps between lines of log.jsonl."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        factor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+        if self.size % factor:
+            raise ValueError(
+                f"--size {self.size} is not a multiple of {factor}, the side of one code's cell: "
+                f"change --size, --patch-size or the number of --channel-multipliers"
+            )
+
+    def model_config(self) -> VQConfig:
+        """The tokenizer that this fits."""
+        return VQConfig(
+            image_size=self.size,
+            base_channels=self.base_channels,
+            channel_multipliers=list(self.channel_multipliers),
+            res_blocks=self.res_blocks,
+            middle_attention=self.attention,
+            patch_size=self.patch_size,
+            norm=self.norm,
+            norm_groups=self.norm_groups,
+            encoder_kernel=self.encoder_kernel,
+            z_channels=self.base_channels * self.channel_multipliers[-1],
+            codebook_size=self.codebook_size,
+            codebook_dim=self.codebook_dim,
+            l2_normalize=self.l2_normalize,
+        )
+
+
+MAY_CHANGE = {"out", "device", "memory_gb", "log_every", "checkpoint_every"}
+"""Fields that may differ when a fit is resumed; any other change would make it another fit."""
+
+
+def learning_rate(step: int, config: TokenizerConfig) -> float:
+    """Of optimizer step `step` (from 0): linear warm-up, then a cosine to 0."""
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
