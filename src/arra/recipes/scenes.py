@@ -7,17 +7,18 @@ def scenes(data: str, out: str) -> TrainConfig:
     """From random weights on 64 codes an image: the demo's recipe, and one for small pictures.
 
     The block in the middle is aligned. Block 1 (the paper's) is block 1 of 32; of 6 blocks it is
-    something else: experiments/demo holds what each depth gives.
+    something else: experiments/demo holds what each depth gives. Features are centred: raw (the
+    paper) class tokens of the bundled encoder score 0.87 against a constant vector.
     """
     return TrainConfig(
         data_folder=data,
         out=out,
         recipe="scenes",
-        steps=1600,
+        steps=1000,
         batch_size=32,
         dtype="bfloat16",
         model=ModelConfig(layers=6, hidden_size=192, heads=3, mlp_size=512, attention="eager"),
-        align=AlignConfig(weight=1.0, layer=(3,)),
+        align=AlignConfig(weight=1.0, layer=(3,), centred=True),
         data=DataConfig(prompt_dropout=0.1),
         optim=OptimConfig(lr=2e-3, weight_decay=0.05, ema=0.0),
         log=LogConfig(every=20),

@@ -17,6 +17,9 @@ from arra.train.setup import cpu_has_bfloat16, pick_device
 DEPTH = BUNDLED / "scenes-depth.json"
 """What other alignment layers gave in experiments/demo, in the form of results.py's `depth`."""
 
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+"""Scales that each arm chooses from; at 5 both arms' pictures fell apart (experiments/demo)."""
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -24,9 +27,9 @@ class DemoConfig:
 
     out: str = "runs/demo"
     """Folder for everything; the same command again goes on where it was."""
-    steps: int = 1600
+    steps: int = 900
     """Optimizer steps of each arm, 32 images each."""
-    train_images: int = 20_000
+    train_images: int = 16_000
     """Scenes that are drawn for training."""
     prompts: int = 512
     """Unseen captions that both arms paint; half as many of combinations never trained on."""
@@ -56,6 +59,7 @@ def run_demo(config: DemoConfig) -> Path:
         seeds=(config.seed,),
         split="test",
         prompts=config.prompts,
+        guidances=GUIDANCES,
         more_splits=("compositional",),
         threads=config.threads,
         device=config.device,
