@@ -99,9 +99,8 @@ def _evaluating(backbone: Backbone) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Steps:
-    """A decode plan folded into forwards: one for prompt and opening tokens, one per code after
-    the first. Tokens that follow a code by rule are fed together with it; those after the last code
-    are not fed at all."""
+    """A decode plan folded into forwards: one for prompt and opening tokens together, then one per
+    token. What follows the last code is not fed at all."""
 
     opening: list[int]  # forced tokens before the first code
     following: list[list[int]]  # forced tokens after each code, up to the next one; P entries
@@ -149,9 +148,6 @@ class _Batch:
         self.guided = sampling.cfg != 1
         self.cache: Any = None
         self.code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
-        self.following = [
-            torch.tensor(run, dtype=torch.long, device=backbone.device) for run in steps.following
-        ]
 
     @torch.inference_mode()
     def paint(self, prefixes: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Tensor:
@@ -160,26 +156,25 @@ class _Batch:
         rows = [*prefixes, *([self.null] * idle)]
         if self.guided:
             rows += [self.null] * self.slots
-        cells = len(self.following)
+        cells = len(self.steps.following)
         uniform_NP = uniforms([*seeds, *([0] * idle)], cells).to(self.backbone.device)
         mask_BC, position_B, hidden_BD = self._prefill(rows)
         column = self.width + len(self.steps.opening)
         finite_N = torch.ones(self.slots, dtype=torch.bool, device=self.backbone.device)
         drawn: list[Tensor] = []
         with self.backbone.decoding():
-            for cell, run in enumerate(self.following):
+            for cell, run in enumerate(self.steps.following):
                 logits_NK = self._logits(hidden_BD)
                 finite_N &= logits_NK.amax(-1).isfinite()
                 drawn.append(sample(logits_NK, uniform_NP[:, cell], self.sampling))
                 if cell == cells - 1:
                     break
-                ids_BT = self._next_ids(drawn[-1], run)
-                new = ids_BT.shape[1]
-                mask_BC[:, column : column + new] = True
-                positions_BT = position_B[:, None] + torch.arange(new, device=position_B.device)
-                hidden_BD = self.backbone.step(ids_BT, positions_BT, mask_BC, self.cache)[:, -1]
-                column += new
-                position_B += new
+                for ids_B in self._next_ids(drawn[-1], run):
+                    mask_BC[:, column] = True
+                    ids_B1, position_B1 = ids_B[:, None], position_B[:, None]
+                    hidden_BTD = self.backbone.step(ids_B1, position_B1, mask_BC, self.cache)
+                    column, position_B = column + 1, position_B + 1
+                hidden_BD = hidden_BTD[:, -1]
         if not finite_N[: len(prefixes)].all():
             raise ValueError(
                 "the model's logits are not finite: its weights are damaged or its training "
@@ -219,9 +214,9 @@ class _Batch:
         guided_NK, unguided_NK = logits_BK.chunk(2)
         return guide(guided_NK, unguided_NK, self.sampling.cfg)
 
-    def _next_ids(self, codes_N: Tensor, run_R: Tensor) -> Tensor:
-        """The drawn codes as token ids, and what follows them by rule, for all rows: (B, T)."""
+    def _next_ids(self, codes_N: Tensor, run: list[int]) -> list[Tensor]:
+        """The drawn codes as token ids, then what follows them by rule, each for all rows (B,)."""
         code_B = self.code_ids_K[codes_N]
         if self.guided:
             code_B = torch.cat([code_B, code_B])
-        return torch.cat([code_B[:, None], run_R.expand(len(code_B), -1)], 1)
+        return [code_B, *(torch.full_like(code_B, token) for token in run)]

@@ -44,7 +44,8 @@ def sample(logits_NK: Tensor, uniform_N: Tensor, sampling: Sampling) -> Tensor:
     # Scaling the uniform by the total instead of the probabilities by its inverse: the last code
     # with any weight then always ends above the threshold, and one without weight is never drawn.
     threshold_N1 = (uniform_N * cdf_NK[:, -1]).unsqueeze(1)
-    return torch.searchsorted(cdf_NK, threshold_N1, right=True).squeeze(1)
+    drawn_N = torch.searchsorted(cdf_NK, threshold_N1, right=True).squeeze(1)
+    return drawn_N.clamp(max=cdf_NK.shape[1] - 1)  # past the end only where logits are NaN
 
 
 def code_probabilities(logits_NK: Tensor, sampling: Sampling) -> Tensor:
