@@ -22,7 +22,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import (
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
+    DeiTImageProcessorPil,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 
 from arra.encoders.families import SHAPING_KEYS, Family, family_of
 from arra.files import read_json
@@ -30,6 +37,16 @@ from arra.resolve import resolve_folder
 
 POOLINGS = ("class", "projected", "mean", "both")
 DEFAULT_POOLING = "class"
+
+PROCESSORS = {
+    "BitImageProcessor": BitImageProcessorPil,
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "ConvNextImageProcessor": ConvNextImageProcessorPil,
+    "DeiTImageProcessor": DeiTImageProcessorPil,
+    "ViTImageProcessor": ViTImageProcessorPil,
+}
+"""By the name in preprocessor_config.json, always with Pillow: torchvision's resize gives other
+features, and transformers 5.17 has no AutoImageProcessor where torchvision is absent."""
 
 _PROCESSOR_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class")
 
@@ -54,7 +71,7 @@ class Encoder:
         self.name = _short_name(spec)
         self.device = torch.device(device)
         model = family.load(folder, pooling == "projected")
-        self._processor = _load_processor(folder)
+        self._processor = _load_processor(folder, family)
         self.fingerprint = _fingerprint(model, folder, family, pooling)
         model.to(self.device)  # type: ignore[arg-type]
         self.model = model.eval().requires_grad_(False)
@@ -139,11 +156,16 @@ def _short_name(spec: str) -> str:
     return Path(spec).expanduser().resolve().name if Path(spec).is_dir() else spec.split("/")[-1]
 
 
-def _load_processor(folder: Path) -> Any:
-    _processor_config(folder)
-    # The PIL backend is named because the default would be torchvision where that is installed,
-    # whose resize gives other features.
-    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+def _load_processor(folder: Path, family: Family) -> Any:
+    config = _processor_config(folder)
+    named = config.get("image_processor_type") or config.get("feature_extractor_type")
+    kind = (named or family.processor).removesuffix("Fast")
+    kind = kind.replace("FeatureExtractor", "ImageProcessor")
+    if kind not in PROCESSORS:
+        raise ValueError(
+            f"encoder {folder} is preprocessed by {named}; supported are {', '.join(PROCESSORS)}"
+        )
+    return PROCESSORS[kind].from_pretrained(folder, local_files_only=True)
 
 
 def _processor_config(folder: Path) -> dict[str, Any]:

@@ -43,11 +43,13 @@ class Family:
 
     Attributes:
         name: as errors and fingerprints call it.
+        processor: the image processor of folders that do not name theirs.
         load: (folder, wants projection) -> model in float32, every weight from the file.
         projects: whether it has a projection into a space shared with text.
     """
 
     name: str
+    processor: str
     load: Callable[[Path, bool], PreTrainedModel]
     projects: bool = False
 
@@ -115,11 +117,11 @@ def _from_folder(kind: Any, folder: Path, options: dict[str, Any]) -> PreTrained
 
 
 FAMILIES: dict[str, Family] = {
-    "clip": Family("CLIP", _load_clip, projects=True),
-    "clip_vision_model": Family("CLIP", _load_clip, projects=True),
-    "dinov2": Family("DINOv2", _load_dinov2),
-    "dinov2_with_registers": Family("DINOv2", _load_dinov2_with_registers),
-    "vit": Family("ViT", _load_vit),
+    "clip": Family("CLIP", "CLIPImageProcessor", _load_clip, projects=True),
+    "clip_vision_model": Family("CLIP", "CLIPImageProcessor", _load_clip, projects=True),
+    "dinov2": Family("DINOv2", "BitImageProcessor", _load_dinov2),
+    "dinov2_with_registers": Family("DINOv2", "BitImageProcessor", _load_dinov2_with_registers),
+    "vit": Family("ViT", "ViTImageProcessor", _load_vit),
 }
 
 
