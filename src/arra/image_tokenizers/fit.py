@@ -85,7 +85,7 @@ class Run:
         self.model = model
         self.average = CodebookAverage(model, config.code_decay)
         self.optimizer = _optimizer(model, config)
-        self.state = FitState(model, self.optimizer, self.average)
+        self.state = FitState(source.fingerprint, model, self.optimizer, self.average)
         self.features: FeatureLoss | None = None
         if config.feature_encoder is not None:
             self.features = FeatureLoss(config.feature_encoder, self.device)

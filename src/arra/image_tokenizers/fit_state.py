@@ -3,7 +3,7 @@
 checkpoints/step-00000500/
     model.safetensors       the tokenizer's own state dict
     training.safetensors    `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` and the code averages
-    state.json              step, SHA-256 of the files above
+    state.json              step, fingerprint of the source, SHA-256 of the files above
 """
 
 import shutil
@@ -21,8 +21,9 @@ from arra.image_tokenizers.vq import VQModel
 
 @dataclass
 class FitState:
-    """Everything that a resume restores, in place."""
+    """Everything that a resume restores, in place, and the source it belongs to."""
 
+    source: str
     model: VQModel
     optimizer: torch.optim.Optimizer
     average: CodebookAverage
@@ -57,7 +58,7 @@ def save(out: Path, step: int, state: FitState) -> None:
             file = temporary / f"{part}.safetensors"
             save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, file)
             sums[file.name] = sha256_of(file)
-        write_json(temporary / "state.json", {"step": step, "sha256": sums})
+        write_json(temporary / "state.json", {"step": step, "source": state.source, "sha256": sums})
     for old in sorted((out / "checkpoints").glob("step-*"))[:-1]:
         shutil.rmtree(old)
 
@@ -66,9 +67,13 @@ def restore(folder: Path, state: FitState) -> int:
     """Loads a checkpoint into `state`; returns the number of steps done.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing or damaged, or the source has changed since.
     """
     info = read_json(folder / "state.json")
+    if info["source"] != state.source:
+        raise ValueError(
+            f"the source has changed since {folder} was written: restore it or change --out"
+        )
     for name, expected in info["sha256"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name} is missing or damaged: remove {folder} to resume")

@@ -90,6 +90,19 @@ def test_finished_is_left_alone_and_other_flags_are_refused(
         fit_tokenizer(dataclasses.replace(settings, lr=0.1))
 
 
+def test_another_source_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("red")
+    settings = config(folder, tmp_path / "out", batch_size=2)
+    fit_tokenizer(settings, stop_after=1)
+    (folder / "3.png").unlink()
+    with pytest.raises(ValueError, match="the source has changed"):
+        fit_tokenizer(settings)
+
+
 def test_it_learns_and_lists_what_it_could_not_read(pictures: Path, tmp_path: Path) -> None:
     out = fit_tokenizer(
         config(pictures, tmp_path / "out", steps=60, lr=5e-3, log_every=10, batch_size=13)
