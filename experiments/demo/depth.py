@@ -39,7 +39,7 @@ def train(data: str, out: Path, layer: int | None, seed: int, steps: int) -> Pat
 def measure(run: Path, prompts: list[str]) -> dict[str, float]:
     """Scene accuracy of what the run paints, and its validation loss."""
     last = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    images = Pipeline.from_pretrained(run)(prompts, seeds=list(range(len(prompts))), cfg=3.0)
+    images = Pipeline.from_pretrained(run)(prompts, seeds=list(range(len(prompts))), cfg=1.0)
     found = scene_accuracy(images, prompts)
     names = ("all_right", "colour", "shape", "size", "relation")
     accuracy = {name: found[name]["mean"] for name in names}
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 3, 5], help="0 = plain")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 3], help="0 = plain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11])
     parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--prompts", type=int, default=256)
@@ -74,7 +74,7 @@ def main() -> None:
     seeds = ", ".join(map(str, arguments.seeds))
     source = (
         f"From experiments/demo/depth.json: {arguments.steps} steps, seeds {seeds}, "
-        f"{arguments.prompts} captions of the validation split, guidance 3."
+        f"{arguments.prompts} captions of the validation split, no guidance."
     )
     depth = {"layers": 6, "used": arguments.used, "source": source, "rows": rows}
     write_json(BUNDLED / "scenes-depth.json", depth)
