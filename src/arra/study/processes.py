@@ -1,8 +1,10 @@
 """Several commands at a time, each in a process of its own with its own number of threads."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +41,7 @@ def run_jobs(
     waiting = list(jobs)
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
     last_said = time.monotonic()
-    with _ending(running):
+    with _stoppable(), _ending(running):
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
@@ -81,6 +83,27 @@ def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             env=dict(environment(threads)),
         )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end this process like an error, so that its jobs are ended too.
+
+    An orphaned training process would go on writing to a run that the next command resumes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,3 +63,27 @@ def test_a_job_that_dies_silently_is_still_named(tmp_path):
     code = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
     with pytest.raises(ValueError, match="it printed nothing"):
         run([job(tmp_path, "dead", code)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_study_leaves_nothing_running(tmp_path, number):
+    pid = tmp_path / "pid"
+    slow = f"""
+import os, pathlib, time
+pathlib.Path({str(tmp_path / "part")!r}).write_text(str(os.getpid()))
+os.rename({str(tmp_path / "part")!r}, {str(pid)!r})
+time.sleep(600)
+"""
+    study = f"""
+import pathlib, sys
+from arra.study.processes import Job, run_jobs
+job = Job("slow", (sys.executable, "-c", {slow!r}), pathlib.Path({str(tmp_path / "log")!r}), str)
+run_jobs([job], parallel=1, threads=1, say=print)
+"""
+    running = subprocess.Popen([sys.executable, "-c", study])
+    while not pid.exists():
+        time.sleep(0.02)
+    running.send_signal(number)
+    assert running.wait(120) == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
