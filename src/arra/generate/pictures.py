@@ -212,8 +212,10 @@ def _from_file(file: Path) -> list[str]:
             f"--prompts {file} is not UTF-8 (byte {error.start}): convert it first"
         ) from None
     # Not splitlines: it would also cut at separators that JSON strings may hold.
-    lines = [line.rstrip("\r") for line in text.rstrip().split("\n")]
-    if lines == [""]:
+    lines = [line.rstrip("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
         raise ValueError(f"--prompts {file} is empty: write one prompt per line")
     read = _from_json if file.suffix == ".jsonl" else str
     prompts = []
