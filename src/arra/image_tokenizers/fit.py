@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arra.data.sources import open_source
@@ -252,10 +253,9 @@ def _finish(out: Path, run: Run) -> None:
 
 def write_tokenizer(model: VQModel, folder: Path) -> None:
     """Writes config.json and model.safetensors into an existing folder, weights last."""
-    partial = folder / ".finished.partial"
-    model.save_pretrained(partial)
-    for name in ("config.json", "model.safetensors"):
-        with atomic_write(folder / name) as temporary:
-            temporary.write_bytes((partial / name).read_bytes())
-        (partial / name).unlink()
-    partial.rmdir()
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(folder)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    with atomic_write(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
