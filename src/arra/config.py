@@ -160,8 +160,9 @@ class TrainConfig:
     """Images per forward pass; 0 = the whole batch."""
     seed: int = 0
     """Of weights, order and prompt dropout."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 = autocast (weights stay float32); on a CPU only where it has the instructions."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """bfloat16 = autocast (weights stay float32); on a CPU only where it has the instructions.
+    auto = bfloat16 where it is native, else float32; recorded: a resume uses the same."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu."""
     threads: int = 0

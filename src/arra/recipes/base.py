@@ -16,7 +16,7 @@ def base(data: str, out: str) -> TrainConfig:
         recipe="base",
         steps=100_000,
         batch_size=32,
-        dtype="bfloat16",
+        dtype="auto",
         model=ModelConfig(
             layers=12,
             hidden_size=768,

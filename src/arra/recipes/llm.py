@@ -23,7 +23,7 @@ def llm(data: str, out: str) -> TrainConfig:
         recipe="llm",
         steps=10_000,
         batch_size=6,
-        dtype="bfloat16",
+        dtype="auto",
         model=ModelConfig(gradient_checkpointing=True),
         align=AlignConfig(weight=1.0, layer=(1,)),
         loss=LossConfig(z=1e-5),

@@ -16,7 +16,7 @@ def scenes(data: str, out: str) -> TrainConfig:
         recipe="scenes",
         steps=1000,
         batch_size=32,
-        dtype="bfloat16",
+        dtype="auto",
         model=ModelConfig(layers=6, hidden_size=192, heads=3, mlp_size=512, attention="eager"),
         align=AlignConfig(weight=1.0, layer=(3,), centred=True),
         data=DataConfig(prompt_dropout=0.1),

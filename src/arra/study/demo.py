@@ -12,7 +12,6 @@ from arra.models.loading import PIPELINE
 from arra.resolve import BUNDLED
 from arra.study.arms import StudyConfig, run_study
 from arra.study.results import ARMS
-from arra.train.setup import cpu_has_bfloat16, pick_device
 
 DEPTH = BUNDLED / "scenes-depth.json"
 """What other alignment layers gave in experiments/demo, in the form of results.py's `depth`."""
@@ -49,7 +48,7 @@ def run_demo(config: DemoConfig) -> Path:
         data="builtin:scenes",
         out=config.out,
         recipe="scenes",
-        settings=(f"steps={config.steps}", f"dtype={_dtype(config.device)}", *config.settings),
+        settings=(f"steps={config.steps}", *config.settings),
         image_tokenizer="builtin:scenes",
         encoder=("clip=builtin:scenes-clip",),
         size=64,
@@ -69,12 +68,6 @@ def run_demo(config: DemoConfig) -> Path:
     report = run_study(study, data_label="captioned scenes of coloured shapes", depth=depth)
     _export(Path(config.out))
     return report
-
-
-def _dtype(device: str) -> str:
-    """bfloat16 where it is native: a third faster; the recipe refuses to emulate it."""
-    native = pick_device(device) != "cpu" or cpu_has_bfloat16()
-    return "bfloat16" if native else "float32"
 
 
 def _export(out: Path) -> None:

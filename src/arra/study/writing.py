@@ -185,7 +185,8 @@ class Writer:
 
     def _facts(self, judges: dict[str, Judge]) -> dict[str, str]:
         pair = self.pair(self.config.seeds[0])
-        train, card = pair["aligned"].config, read_json(pair["aligned"].run / "run_card.json")
+        train, run = pair["aligned"].config, pair["aligned"].run
+        card, resolved = read_json(run / "run_card.json"), read_json(run / "config.json")
         manifest, judge = self.asked.manifest, judges[self.config.split]
         teachers = train.align.targets or tuple(manifest.features)
         described = {
@@ -207,7 +208,7 @@ class Writer:
             if judged
             else "",
             "training": f"recipe {train.recipe}, {train.steps} steps of {train.batch_size} images, "
-            f"learning rate {train.optim.lr:g}, {train.dtype}, seed"
+            f"learning rate {train.optim.lr:g}, {resolved['dtype']}, seed"
             f"{'s' if len(self.config.seeds) > 1 else ''} "
             f"{', '.join(map(str, self.config.seeds))}",
             "guidance": f"plain {guidance['plain']:g}, ARRA {guidance['aligned']:g}, each the best "

@@ -30,7 +30,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     """
     started = time.monotonic()
     folder = Path(config.out)
-    claim(config, folder)
+    config = claim(config, folder)
     with _deterministic(config):
         run = set_up(config, folder)
         last = latest_checkpoint(folder)
