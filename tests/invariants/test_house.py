@@ -353,6 +353,19 @@ def test_docs_name_what_exists() -> None:
     assert not wrong, "the docs name what does not exist: " + ", ".join(wrong)
 
 
+def test_docs_use_flags_that_exist() -> None:
+    known = (ROOT / "tests" / "golden" / "cli.txt").read_text().split("\n")
+    wrong = []
+    for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        for verb, rest in re.findall(r"\barra ((?:tokenizer )?[a-z]+)\b([^\n`]*)", text):
+            command = "train scenes" if verb == "train" else verb
+            for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", rest):
+                if f"{command} {flag}" not in known:
+                    wrong.append(f"{page.name}: arra {verb} {flag}")
+    assert not wrong, "\n".join(wrong)
+
+
 # ---- form ---------------------------------------------------------------------------------------
 
 
