@@ -16,7 +16,7 @@ from arra.evaluate.distances import frechet, kernel_distance, rank_deficient
 from arra.evaluate.features import image_features
 from arra.evaluate.intervals import bootstrap_mean
 from arra.evaluate.scenes import FIELDS, scene_verdicts
-from arra.study.results import ARMS
+from arra.study.results import ARMS, in_order
 from arra.study.statistics import paired_difference, paired_resampling
 
 KID_SUBSETS = 20
@@ -117,7 +117,7 @@ def compare(
     """({arm: {measure: interval}}, {measure: paired difference}) for the same prompts."""
     metrics = {"plain": summary(judge, plain), "aligned": summary(judge, aligned)}
     differences: dict[str, Any] = {}
-    for name in [n for n in metrics["plain"] if n in metrics["aligned"]]:
+    for name in in_order(n for n in metrics["plain"] if n in metrics["aligned"]):
         if name in plain.verdicts:
             found = paired_difference(plain.verdicts[name], aligned.verdicts[name])
             if found is not None:  # None: no prompt on which both arms can be judged

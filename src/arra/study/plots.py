@@ -206,8 +206,8 @@ def _legend(axes: Axes) -> None:
 def thousands(value: float) -> str:
     """12000 -> '12k', for axes."""
     if abs(value) >= 1_000_000:
-        return f"{value / 1_000_000:g}M"
-    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+        return f"{value / 1_000_000:.3g}M"
+    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
 def to_svg(figure: Figure, title: str) -> str:

@@ -17,7 +17,7 @@ from arra.study.prose import (
     result_paragraph,
     told_difference,
 )
-from arra.study.results import ARMS, metric, show, show_difference, verdict
+from arra.study.results import ARMS, CLEAR, metric, show, show_difference, verdict
 
 FIRST_PAIRS = 12  # shown at once; the rest unfold
 ARM_LABELS = {"plain": "plain", "aligned": "ARRA"}
@@ -253,9 +253,12 @@ def _table_note(results: Mapping[str, Any]) -> str:
         else ""
     )
     caution = "".join(f" {reason}." for reason in results["reasons"].values())
+    signs = (
+        f"▲ ARRA is better, ▼ worse: the interval leaves out 0, and p, where there is one, is "
+        f"below {CLEAR}. Differences of shares are in percentage points."
+    )
     return (
-        f'<p class="note" style="margin-top:1rem">▲ ARRA is better, ▼ worse, by more than the '
-        f"interval. Differences of shares are in percentage points.{limit}{escape(caution)}</p>"
+        f'<p class="note" style="margin-top:1rem">{signs}{limit}{escape(caution)}</p>'
         f"<details><summary>What the measures mean</summary>{meanings}</details>"
     )
 

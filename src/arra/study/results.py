@@ -6,6 +6,7 @@ arm       log, points, metrics {group: {metric: interval}}, guidance, seconds, c
 interval  {mean, low, high, n}; low and high are null where there is none
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,14 +66,27 @@ def metric(name: str) -> Metric:
     raise ValueError(f"results hold an unknown measure {name!r}: written by a newer version?")
 
 
+CLEAR = 0.05
+"""p below which a difference counts, where its interval agrees."""
+
+
 def verdict(measure: Metric, difference: dict[str, Any] | None) -> str:
-    """better, worse or unclear: which side of 0 the interval of aligned - plain lies on."""
+    """better, worse or unclear: which side of 0 the interval of aligned - plain lies on.
+
+    Where there is a p, it must agree: a percentile interval is too narrow for rare answers.
+    """
     if difference is None or difference.get("low") is None:
         return "unclear"
-    low, high = difference["low"], difference["high"]
-    if low <= 0 <= high:
+    low, high, p = difference["low"], difference["high"], difference.get("p")
+    if low <= 0 <= high or (p is not None and p >= CLEAR):
         return "unclear"
     return "better" if (low > 0) == (measure.better == "higher") else "worse"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Measures in the order of the tables: all right first, distances after the scene fields."""
+    known = [measure.name for measure in _SCENES]
+    return sorted(names, key=lambda n: known.index(n) if n in known else len(known))
 
 
 def show(measure: Metric, value: float | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 from arra.study.plots import PLAIN, VARIABLES, Series, column, curve, smooth, thousands
 from arra.study.prose import alignment_sentence, depth_paragraph, result_paragraph
 from arra.study.report import write_report
-from arra.study.results import metric, show, show_difference, verdict
+from arra.study.results import in_order, metric, show, show_difference, verdict
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -143,9 +143,16 @@ def test_verdict_depends_on_the_direction():
     up, down = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}
     assert verdict(metric("colour"), up) == "better"
     assert verdict(metric("fragments"), up) == "worse"
+    assert verdict(metric("colour"), {**up, "p": 0.06}) == "unclear"
+    assert verdict(metric("colour"), {**up, "p": 0.01}) == "better"
     assert verdict(metric("fd@x"), down) == "better"
     assert verdict(metric("fd@x"), {"low": -1, "high": 1}) == "unclear"
     assert verdict(metric("fd@x"), {"low": None, "high": None}) == "unclear"
+
+
+def test_measures_have_an_order():
+    names = ["val_loss_ar", "fd@x", "shape", "fragments", "all_right"]
+    assert in_order(names) == ["all_right", "shape", "fragments", "val_loss_ar", "fd@x"]
 
 
 def test_figures_are_deterministic_and_bounded():
