@@ -1,12 +1,14 @@
 """From answers to results.json and report.html."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from arra.data.images import to_pil
 from arra.data.shards import Dataset, open_dataset
@@ -25,7 +27,7 @@ from arra.study.measuring import (
 )
 from arra.study.questions import VALIDATION, Asked, of_scenes, painted
 from arra.study.report import Film, Sample, write_report
-from arra.study.results import ARMS, FORMAT_VERSION
+from arra.study.results import ARMS, FORMAT_VERSION, in_order
 from arra.study.statistics import over_seeds
 
 SHOWN = 24  # pairs of pictures on the page
@@ -179,8 +181,8 @@ class Writer:
         for split, chosen in self.asked.prompts.items():
             what = " with combinations never trained on" if split == "compositional" else ""
             groups[split] = f"{len(chosen)} unseen captions{what} ({split})"
-        limit = self.config.validation_images
-        groups[VALIDATION_LOSS] = f"the first {limit} validation images, or all"
+        count = min(self.config.validation_images, self.asked.manifest.splits[VALIDATION].rows)
+        groups[VALIDATION_LOSS] = f"{count} validation images"
         return groups
 
     def _facts(self, judges: dict[str, Judge]) -> dict[str, str]:
@@ -200,6 +202,7 @@ class Writer:
             "data": f"{manifest.source['name']}, {manifest.size} pixels, rows: {_counts(rows)}",
             "image tokenizer": f"{manifest.tokenizer.spec} ({manifest.tokenizer.fingerprint[:12]}),"
             f" {manifest.tokenizer.codebook_size} codes",
+            "model": _model(pair["aligned"]),
             "aligned to": ", ".join(described[name] for name in teachers),
             "alignment": f"weight {train.align.weight:g} at layer "
             f"{', '.join(map(str, train.align.layer))}, {train.align.positions} positions, "
@@ -280,7 +283,7 @@ VALIDATION_LOSS = f"{VALIDATION} loss"
 def _told_over_time(metrics: dict[str, Any]) -> dict[str, Any]:
     """Few curves say more than many: all right, colour, fragments and the distances."""
     wanted = ("all_right", "colour", "fragments")
-    return {name: v for name, v in metrics.items() if name in wanted or "@" in name}
+    return {name: metrics[name] for name in in_order(metrics) if name in wanted or "@" in name}
 
 
 def _codes(dataset: Dataset, rows: list[int], device: str) -> torch.Tensor:
@@ -288,6 +291,19 @@ def _codes(dataset: Dataset, rows: list[int], device: str) -> torch.Tensor:
     height, width = (int(side) for side in dataset.grids[rows[0]])
     codes = np.stack([dataset.image_ids[row] for row in rows]).astype(np.int64)
     return torch.from_numpy(codes).view(len(rows), height, width).to(device)
+
+
+def _model(arm: Arm) -> str:
+    """Where the model came from and how large it is, from its last checkpoint's header."""
+    file = arm.run / "checkpoints" / step_name(arm.config.steps) / "model.safetensors"
+    with safe_open(file, framework="pt") as weights:
+        names = weights.keys()  # not iterable itself
+        size = sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    model = arm.config.model
+    origin = arm.config.model_path or (
+        f"{model.layers} blocks of width {model.hidden_size}, from random weights"
+    )
+    return f"{origin}, {size / 1e6:.3g} M parameters"
 
 
 def _counts(rows: dict[str, int]) -> str:
