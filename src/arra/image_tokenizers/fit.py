@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arra.data.sources import open_source
@@ -258,4 +258,4 @@ def write_tokenizer(model: VQModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
