@@ -114,8 +114,8 @@ class CausalLM(Backbone):
     def decoding(self) -> Iterator[None]:
         # With one query a row, the fused CPU kernel pays per row and head: 1.8 ms against 0.7 ms of
         # plain products for 128 rows, 6 heads, 80 columns, a third of all painting time. Its bits
-        # also depend on the row where there are several threads. Not in float64: transformers' plain
-        # attention rounds its softmax to float32.
+        # also depend on the row where there are several threads. Not in float64: transformers'
+        # plain attention rounds its softmax to float32.
         fused = self.model.config._attn_implementation == "sdpa"
         if not fused or self.device.type != "cpu" or self.model.dtype == torch.float64:
             yield
