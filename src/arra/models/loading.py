@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -19,6 +18,7 @@ from arra.files import read_json, write_json
 from arra.layout import Layout
 from arra.models.base import Backbone
 from arra.models.causal_lm import CausalLM, check, grow
+from arra.models.folders import empty_model, open_model, open_text_tokenizer
 from arra.resolve import resolve_folder
 
 PIPELINE = "pipeline.json"
@@ -37,14 +37,14 @@ def load_model(spec: str | Path, device: str | torch.device = "cpu") -> Backbone
             f"`arra train llm --model {folder}`"
         )
     layout = Layout.from_json(read_json(folder / PIPELINE)["layout"])
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = open_text_tokenizer(folder / "tokenizer")
     checkpoint = latest_checkpoint(folder)
     if (folder / "checkpoints").is_dir() and checkpoint is None:
         raise ValueError(f"{folder} has no finished checkpoint yet")
     if checkpoint is None:
-        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+        model = open_model(folder / "model")
     else:
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "model"))
+        model = empty_model(folder / "model")
         averaged = checkpoint / "ema.safetensors"
         weights = averaged if averaged.is_file() else checkpoint / "model.safetensors"
         load_weights(model, load_file(weights), weights)
@@ -110,8 +110,8 @@ def _backbone(
             )
         return backbone
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = open_model(folder)
+        tokenizer = open_text_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{spec} cannot be loaded as a causal language model: {reason}") from None
