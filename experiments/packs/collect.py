@@ -32,10 +32,17 @@ def main(out: Path, packs: Path) -> None:
             },
             "differences": found["pairs"][0]["differences"],
             "ceiling": found["ceiling"],
-            "run": found["run"]["facts"],
+            "run": {name: bare(fact) for name, fact in found["run"]["facts"].items()},
         }
         picture(study, packs / name).save(HERE / f"{name}.png", optimize=True)
     write_json(HERE / "results.json", results)
+
+
+def bare(fact: str) -> str:
+    """A fact without the folders of the machine it was found on."""
+    for folder in (Path.cwd(), Path.cwd().parent / "shared" / "data"):
+        fact = fact.replace(f"{folder}/", "")
+    return fact
 
 
 def picture(study: Path, pack: Path) -> Image.Image:
