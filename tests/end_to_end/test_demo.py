@@ -14,15 +14,16 @@ def test_demo_runs_small_and_repeats_nothing(tmp_path: Path) -> None:
     command = [Path(sys.executable).parent / "arra", "demo", "--out", "demo", "--steps", "4"]
     command += ["--train-images", "64", "--prompts", "8", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    pages = []
+    finished: list[dict[Path, int]] = []
     for _ in range(2):
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        pages.append((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
-    html, again = pages
-    assert again == html, "a finished demo was done again"
+        weights = (tmp_path / "demo").rglob("*.safetensors")
+        finished.append({file: file.stat().st_mtime_ns for file in weights})
+    assert finished[0] == finished[1], "what was finished was done again"
+    html = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in html
     links = re.findall(r"(?:src|href)=[\"']?(?!data:|#)([^\"' >]+)", html)
     assert not links, f"the report is not self-contained: {links[:3]}"
