@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 
+def _umask() -> int:
+    """The process's umask: it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries, without which a rename can be lost on power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -44,7 +51,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 def atomic_dir(path: Path | str) -> Iterator[Path]:
     """Yields a temporary folder; on success every file is synced and the folder renamed to `path`.
 
-    Raises FileExistsError if `path` already exists: a finished result is never replaced.
+    Files get the permissions that the user's umask gives, also those of libraries that write for
+    the owner alone. Raises FileExistsError if `path` exists: a finished result is never replaced.
     """
     path = Path(path)
     if path.exists():
@@ -56,6 +64,7 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
         yield temporary
         for root, _, names in os.walk(temporary):
             for name in names:
+                os.chmod(Path(root) / name, 0o666 & ~_umask())
                 with open(Path(root) / name, "rb") as handle:
                     os.fsync(handle.fileno())
             sync_folder(Path(root))

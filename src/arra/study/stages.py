@@ -28,8 +28,10 @@ class Stages:
         try:
             work()
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-            write_json(self.file, {k: round(v, 1) for k, v in self.seconds.items()})
+            # Rounded before it is used: a resumed study reads this file and must say the same.
+            spent = self.seconds.get(name, 0.0) + time.monotonic() - began
+            self.seconds[name] = round(spent, 1)
+            write_json(self.file, self.seconds)
         self.say(f"   {name} took {clock(time.monotonic() - began)}")
 
     @property
