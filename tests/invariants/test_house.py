@@ -139,6 +139,8 @@ def test_nothing_outside_models_knows_a_family() -> None:
     for module in MODULES:
         if _inside(module.name, "arra.models", "arra.recipes", "arra.config"):
             continue
+        if module.name in ("arra.convert", "arra.image_tokenizers.published"):
+            continue  # whose subject is other people's files
         docstrings = {
             id(node.value)
             for node in ast.walk(module.tree)
@@ -171,6 +173,11 @@ def test_no_pickle_and_no_foreign_code() -> None:
     wrong = []
     for module in MODULES:
         for target, node in _imports(module):
+            names = (
+                {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            )
+            if names == {"UnpicklingError"}:
+                continue  # to catch what torch.load raises
             if target.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve"):
                 wrong.append(f"{module.where(node)} imports {target}")
     safe = {"trust_remote_code": False, "weights_only": True, "allow_pickle": False}
