@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
-from arra.models.folders import empty_model, open_text_tokenizer
+from arra.models.families import family_of
+from arra.models.folders import open_text_tokenizer
 from arra.models.loading import PIPELINE, latest_checkpoint, load_weights
 
 
@@ -43,7 +44,7 @@ def export(config: ExportConfig) -> Path:
     file = checkpoint / f"{name}.safetensors"
     if not file.is_file():
         raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
-    model = empty_model(run / "model")
+    model = family_of(run / "model").empty_model(run / "model")
     load_weights(model, load_file(file), file)
     pipeline = read_json(run / PIPELINE)
     tokenizer = load_image_tokenizer(pipeline["image_tokenizer"]["spec"])
@@ -55,7 +56,8 @@ def export(config: ExportConfig) -> Path:
     out = Path(config.out)
     with atomic_dir(out) as temporary:
         model.to(getattr(torch, config.dtype)).save_pretrained(temporary / "model")
-        open_text_tokenizer(run / "tokenizer").save_pretrained(temporary / "tokenizer")
+        if (run / "tokenizer").is_dir():
+            open_text_tokenizer(run / "tokenizer").save_pretrained(temporary / "tokenizer")
         tokenizer.save_pretrained(temporary / "image_tokenizer")
         written = read_json(run / "config.json")
         origin = {

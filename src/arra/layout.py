@@ -65,6 +65,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class TextFeatures:
+    """Captions as a text encoder's vectors, for models whose prompt is not made of token ids.
+
+    They fill the first N positions of each row, whose ids are the family's placeholders.
+    """
+
+    values_BND: Tensor  # left-padded
+    mask_BN: Tensor  # bool, False on padding
+    dropped_B: Tensor  # bool: the model puts its learned null caption in place of the values
+
+    def to(self, device: torch.device | str) -> "TextFeatures":
+        """The same features on `device`."""
+        return TextFeatures(
+            self.values_BND.to(device), self.mask_BN.to(device), self.dropped_B.to(device)
+        )
+
+
+@dataclass(frozen=True)
 class Positions:
     """A set of positions, listed: no boolean gather, hence no host sync, on the hot path."""
 

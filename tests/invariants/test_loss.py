@@ -29,7 +29,7 @@ def backbone(style: str) -> Backbone:
 def sample(model: Backbone, caption: str, seed: int, max_length: int | None = None) -> Sample:
     generator = torch.Generator().manual_seed(seed)
     codes = tuple(torch.randint(0, CODES, (8,), generator=generator).tolist())
-    prompt = Text(tuple(model.condition(caption)))
+    prompt = Text(tuple(model.condition(caption, (2, 2))))
     return model.layout.sample([prompt, Image(codes, 2, 4)], max_length=max_length)
 
 
@@ -61,7 +61,7 @@ def test_truncation_is_a_shorter_caption_and_nothing_else(style: str) -> None:
     model = backbone(style)
     whole = sample(model, CAPTIONS[1], 1)
     cut = sample(model, CAPTIONS[1], 1, max_length=len(whole.ids) - 6)
-    ids = model.condition(CAPTIONS[1])[:-6]
+    ids = model.condition(CAPTIONS[1], (2, 2))[:-6]
     image = Image(tuple(model.layout.ids_to_codes(codes_of(model, whole)).tolist()), 2, 4)
     shorter = model.layout.sample([Text(tuple(ids)), image])
     assert cut.ids == shorter.ids

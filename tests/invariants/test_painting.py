@@ -70,7 +70,7 @@ def tiny32() -> Backbone:
 
 
 def requests_of(backbone: Backbone, captions: list[str] = CAPTIONS) -> list[Request]:
-    return [Request(tuple(backbone.condition(c)), 10 + i) for i, c in enumerate(captions)]
+    return [Request(tuple(backbone.condition(c, GRID)), 10 + i) for i, c in enumerate(captions)]
 
 
 def painted(
@@ -122,7 +122,7 @@ def naive(backbone: Backbone, request: Request, sampling: Sampling) -> Tensor:
     """Paints one image with a full forward per token and both guidance rows apart: codes (P,)."""
     layout, plan = backbone.layout, backbone.layout.plan(*GRID)
     uniform_P = uniforms([request.seed], GRID[0] * GRID[1])[0]
-    rows = [list(request.prefix), list(backbone.null_condition())]
+    rows = [list(request.prefix), list(backbone.null_condition(GRID))]
     drawn = []
     for step, forced in enumerate(plan.forced_S.tolist()):
         token = forced
@@ -155,7 +155,7 @@ def test_cached_decoding_equals_the_full_forward(
     assert len(seen) == GRID[0] * GRID[1], "the three prompts share one batch"
     for row, request in enumerate(requests):
         guided_PK = full_logits(backbone, request.prefix, codes_Nhw[row])
-        null = tuple(backbone.null_condition())
+        null = tuple(backbone.null_condition(GRID))
         unguided_PK = full_logits(backbone, null, codes_Nhw[row])
         expected_PK = unguided_PK + 3.0 * (guided_PK - unguided_PK)
         found_PK = torch.stack(seen)[:, row]
@@ -237,7 +237,7 @@ def test_what_is_fed_is_the_sequence_of_training(
     row_ends = GRID[0] - 1 if style == "lumina" else 0
     assert len(fed) == GRID[0] * GRID[1] + row_ends
     ids_BT, positions_BT, real_BT = (torch.cat(parts, 1) for parts in zip(*fed, strict=True))
-    null = tuple(backbone.null_condition())
+    null = tuple(backbone.null_condition(GRID))
     prefixes = {0: requests[0].prefix, 1: requests[1].prefix, 3: null, 4: null}
     for row, prefix in prefixes.items():
         expected = sequence(backbone, prefix, codes_Nhw[row % 3])
@@ -275,12 +275,12 @@ def test_every_emitted_code_is_legal(style: Style, rep: bool, temperature: float
 
 def test_a_long_prompt_is_cut_where_training_cuts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny("lumina", max_length=40)
-    request = Request(tuple(backbone.condition("a red circle left of " * 20)), 0)
+    request = Request(tuple(backbone.condition("a red circle left of " * 20, GRID)), 0)
     with logits_seen(monkeypatch) as seen:
         codes_1hw = painted(backbone, [request], slots=1)
     assert len(sequence(backbone, request.prefix, codes_1hw[0])) == 40
     guided_PK = full_logits(backbone, request.prefix, codes_1hw[0])
-    unguided_PK = full_logits(backbone, tuple(backbone.null_condition()), codes_1hw[0])
+    unguided_PK = full_logits(backbone, tuple(backbone.null_condition(GRID)), codes_1hw[0])
     expected_PK = unguided_PK + 3.0 * (guided_PK - unguided_PK)
     found_PK = torch.cat(seen)
     assert (found_PK - expected_PK).abs().max() < 1e-12 * expected_PK.abs().max()
@@ -318,7 +318,7 @@ def test_null_condition_is_the_same_in_training_and_painting(
     unguided = first[0].tolist()
     assert unguided == trained[: len(unguided)]
     assert trained[len(unguided)] in backbone.layout.code_ids
-    assert backbone.condition("") == backbone.null_condition()
+    assert backbone.condition("", GRID) == backbone.null_condition(GRID)
 
 
 # ---- a picture is its prompt's and seed's alone --------------------------------------------------
@@ -347,7 +347,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(
 
 def test_seeds_matter_and_repeat() -> None:
     backbone = tiny32()
-    prefix = tuple(backbone.condition("a red circle"))
+    prefix = tuple(backbone.condition("a red circle", GRID))
     codes_Nhw = painted(backbone, [Request(prefix, seed) for seed in (1, 2, 1)])
     assert torch.equal(codes_Nhw[0], codes_Nhw[2])
     assert not torch.equal(codes_Nhw[0], codes_Nhw[1])

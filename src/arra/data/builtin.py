@@ -8,9 +8,10 @@ from arra.data.scenes.drawing import draw
 from arra.data.scenes.judge import Verdict, judge
 from arra.data.scenes.language import Group, Request, caption, parse
 from arra.data.scenes.reader import FoundShape, Piece, Reading, read
-from arra.data.scenes.world import SPLITS, Scene, Shape, scene_at
+from arra.data.scenes.world import EVERYTHING, SPLITS, Scene, Shape, scene_at
 
 __all__ = [
+    "EVERYTHING",
     "SPLITS",
     "FoundShape",
     "Group",

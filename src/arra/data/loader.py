@@ -110,14 +110,19 @@ class Loader:
         return MicroBatch(batch, features)
 
     def _lay_out(self, rows: Sequence[int], dropped: bool) -> Sample:
-        segments: list[Text | Image] = [Text(tuple(self.backbone.null_condition()))]
+        segments: list[Text | Image] = []
         for row in rows:
             height, width = (int(side) for side in self.dataset.grids[row])
             image = Image(tuple(self.dataset.image_ids[row].tolist()), height, width)
             before, _, after = self.dataset.texts[row].partition(PLACEHOLDER)
             if dropped:
                 before = after = ""
-            segments += [self._text(before), image, self._text(after)]
+            grid = (height, width)
+            if segments:
+                prompt = self._text(before)
+            else:
+                prompt = Text(tuple(self.backbone.condition(before, grid)))
+            segments += [prompt, image, self._text(after)]
         return self.backbone.layout.sample(
             [s for s in segments if isinstance(s, Image) or s.ids],
             max_length=self.backbone.max_length,
@@ -130,7 +135,8 @@ class Loader:
     def _passage(self, index: int) -> Sample:
         epoch, position = divmod(index, len(self.passages))
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.passages))
-        ids = self.backbone.condition(self.passages[order[position]])
+        passage = self.passages[order[position]]
+        ids = [*self.backbone.opening(), *self.backbone.text_ids(passage)]
         return self.backbone.layout.sample(
             [Text(tuple(ids))], max_length=self.backbone.max_length, train_text=True
         )

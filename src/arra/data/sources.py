@@ -250,10 +250,14 @@ class ScenesSource:
         self.shapes = _shapes(name, shapes) if shapes else (1, 2)
         self.name, self.seed = name, seed
         self.splits = tuple(SCENES_ROWS)
-        self.split = pick_split(name, self.splits, split)
-        rows = SCENES_ROWS[self.split]
+        from arra.data.builtin import EVERYTHING
+
+        # Not among `splits`, which a dataset is prepared from: painters must not see held-out ones.
+        drawn_without_end = ("train", EVERYTHING)
+        self.split = EVERYTHING if split == EVERYTHING else pick_split(name, self.splits, split)
+        rows = SCENES_ROWS["train" if self.split in drawn_without_end else self.split]
         if limit is not None:
-            rows = limit if self.split == "train" else min(limit, rows)
+            rows = limit if self.split in drawn_without_end else min(limit, rows)
         self._rows = rows
         self.columns: dict[str, type] = {}
         self.class_names: tuple[str, ...] = ()

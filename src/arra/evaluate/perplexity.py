@@ -67,7 +67,7 @@ def text_perplexity(
     nll, tokens = 0.0, 0
     try:
         pending: list[tuple[list[int], int]] = []
-        windows = [w for text in texts for w in _windows(backbone.condition(text), window)]
+        windows = [w for text in texts for w in _windows(_ids(backbone, text), window)]
         windows.sort(key=lambda item: len(item[0]))  # less padding; the sum does not care
         for item in windows:
             pending.append(item)
@@ -102,8 +102,18 @@ def _windows(ids: list[int], window: int) -> Iterator[tuple[list[int], int]]:
         done = end
 
 
+def _ids(backbone: Backbone, text: str) -> list[int]:
+    return [*backbone.opening(), *backbone.text_ids(text)]
+
+
 def _outside_text(backbone: Backbone) -> torch.Tensor:
-    """Bool (V,): ids that a text token cannot have, image tokens and padded table rows."""
+    """Bool (V,): ids that a text token cannot have, image tokens and padded table rows.
+
+    Raises:
+        ValueError: the model has no text tokenizer.
+    """
+    if backbone.text_tokenizer is None:
+        raise ValueError(f"{type(backbone.model).__name__} writes no text: it has no perplexity")
     excluded_V = torch.ones(backbone.vocab_size, dtype=torch.bool)
     excluded_V[: len(backbone.text_tokenizer)] = False
     excluded_V[backbone.layout.image_vocabulary()] = True

@@ -31,7 +31,7 @@ attention would skip the mask, and one unpadded batch would differ in the last b
 class Request:
     """One picture to paint."""
 
-    prefix: tuple[int, ...]  # `Backbone.condition(prompt)`
+    prefix: tuple[int, ...]  # `Backbone.condition(prompt, grid)`
     seed: int
 
 
@@ -61,8 +61,10 @@ def paint(
     """
     check_slots(slots)
     steps = _Steps.of(backbone, grid)
-    null = _cut(backbone.null_condition(), steps.room)
-    prefixes = [_cut(request.prefix, steps.room) for request in requests]
+    null = tuple(backbone.null_condition(grid))
+    prefixes = [request.prefix for request in requests]
+    room = backbone.room(grid)
+    assert max(map(len, prefixes), default=0) <= room, "Backbone.condition cuts to the room"
     groups: dict[int, list[int]] = {}
     for index, prefix in enumerate(prefixes):
         groups.setdefault(_width(max(len(prefix), len(null))), []).append(index)
@@ -79,11 +81,6 @@ def paint(
 
 def _width(length: int) -> int:
     return (length // PROMPT_STEP + 1) * PROMPT_STEP
-
-
-def _cut(prefix: Sequence[int], room: int) -> tuple[int, ...]:
-    """The end of a text that is too long is cut, as in training (`Layout.sample`)."""
-    return tuple(prefix[:room])
 
 
 @contextmanager
@@ -104,7 +101,6 @@ class _Steps:
 
     opening: list[int]  # forced tokens before the first code
     following: list[list[int]]  # forced tokens after each code, up to the next one; P entries
-    room: int  # tokens that are left for a prompt
 
     @staticmethod
     def of(backbone: Backbone, grid: tuple[int, int]) -> "_Steps":
@@ -118,13 +114,7 @@ class _Steps:
             else:
                 assert cell == len(runs) - 1, f"step {step}: codes come in raster order"
                 runs.append([])
-        room = backbone.max_length - len(plan.forced_S)
-        if room < len(backbone.null_condition()):
-            raise ValueError(
-                f"an image of {grid[0]}x{grid[1]} codes needs {len(plan.forced_S)} tokens besides "
-                f"the prompt, but the model takes {backbone.max_length} in all"
-            )
-        return _Steps(runs[0], runs[1:], room)
+        return _Steps(runs[0], runs[1:])
 
     def columns(self, width: int) -> int:
         """Cache columns that painting behind a prompt of `width` fills."""

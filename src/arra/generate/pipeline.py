@@ -145,7 +145,9 @@ class Pipeline:
         seeds = _repetitions(listed) if seeds is None else seeds
         if len(seeds) != len(listed):
             raise ValueError(f"{len(listed)} prompts need as many seeds, got {len(seeds)}")
-        prefix_of = {prompt: tuple(self.backbone.condition(prompt)) for prompt in set(listed)}
+        prefix_of = {
+            prompt: tuple(self.backbone.condition(prompt, self.grid)) for prompt in set(listed)
+        }
         requests = [Request(prefix_of[p], seed) for p, seed in zip(listed, seeds, strict=True)]
         return paint(self.backbone, requests, self.grid, sampling, self._rows(slots))
 

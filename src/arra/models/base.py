@@ -1,19 +1,28 @@
 """What a backbone offers the objective, the loop and the painter. One file per family beside this.
 
-Legend: B sequences, T tokens, C columns of the key/value cache, D model width, V vocabulary.
+Ids: a family numbers everything that can stand in a sequence, and `head` gives one logit for each
+of the first V ids. Where a model has a table of its own for image codes (LlamaGen, Janus), the
+codes are ids 0..K-1 and V = K; text or classes follow.
+
+Legend: B sequences, T tokens, C columns of the key/value cache, D model width, V logits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from arra.layout import Layout
+from arra.layout import Layout, TextFeatures
+
+Grid = tuple[int, int]
+"""(height, width) of an image in codes."""
+
+DEFAULT_SAMPLING = {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 class Backbone(ABC):
@@ -22,14 +31,50 @@ class Backbone(ABC):
     Attributes:
         model: the ordinary Hugging Face model; saving it is the export.
         layout: the family's image format in its own token ids.
-        text_tokenizer: the family's text tokenizer, image tokens included.
+        text_tokenizer: the family's text tokenizer, image tokens included; None where prompts are
+            classes or features.
         head: module, hidden (N, D) -> logits (N, V): all that the model does after its last norm.
+        sampling: the settings that the family's authors paint with (their source at the constant).
+        text_slots: positions that a caption's features fill (0: prompts are ids).
     """
 
     model: PreTrainedModel
     layout: Layout
-    text_tokenizer: PreTrainedTokenizerBase
+    text_tokenizer: PreTrainedTokenizerBase | None
     head: nn.Module
+    sampling: ClassVar[Mapping[str, float]] = DEFAULT_SAMPLING
+    text_slots: int = 0
+
+    # ---- opening one ----------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def open_model(cls, folder: Path) -> PreTrainedModel:
+        """The model in a standard folder, with its weights."""
+
+    @classmethod
+    @abstractmethod
+    def empty_model(cls, folder: Path) -> PreTrainedModel:
+        """The architecture that a folder's config.json describes, with fresh weights."""
+
+    @classmethod
+    @abstractmethod
+    def assemble(
+        cls, model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase | None, layout: Layout
+    ) -> Self:
+        """The backbone of a model whose image format is known."""
+
+    @classmethod
+    @abstractmethod
+    def as_published(cls, folder: Path) -> Self:
+        """The backbone of a checkpoint that paints in its family's own format, as its authors
+        publish it.
+
+        Raises:
+            ValueError: it was never taught to paint, or a file is missing.
+        """
+
+    # ---- what it is -----------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +97,7 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Rows of the token table: V."""
+        """V: how many ids `head` gives a logit for."""
 
     @property
     @abstractmethod
@@ -64,35 +109,90 @@ class Backbone(ABC):
         return len(self.blocks)
 
     @abstractmethod
-    def last_hidden(self, ids_BT: Tensor) -> Tensor:
+    def last_hidden(self, ids_BT: Tensor, text: TextFeatures | None = None) -> Tensor:
         """Final hidden states (B, T, D), after the final norm, of right-padded sequences.
 
         No attention mask: the model is causal and padding comes last, so no real token sees it.
         """
 
+    def reference(self, ids_BT: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """The model's own logits (B, T, V) and hidden states, for the probes at load."""
+        output = self.model(input_ids=ids_BT, output_hidden_states=True, use_cache=False)
+        return output.logits, output.hidden_states
+
+    @property
+    def output_table(self) -> nn.Module:
+        """The linear layer that `head` begins with."""
+        return self.model.get_output_embeddings()  # type: ignore[return-value]
+
+    # ---- prompts --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def opening(self) -> list[int]:
+        """The ids that open any sequence."""
+
     @abstractmethod
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of plain text, without the token that opens a sequence."""
+        """Token ids of plain text, without the ids that open a sequence."""
 
-    @abstractmethod
-    def null_condition(self) -> list[int]:
+    def wrapping(self, grid: Grid) -> tuple[list[int], list[int]]:
+        """The ids before and after a prompt's text; some formats say the image's size in words."""
+        return self.opening(), []
+
+    def null_condition(self, grid: Grid) -> list[int]:
         """Ids of the empty prompt: for prompt dropout in training and for the unguided row."""
+        before, after = self.wrapping(grid)
+        return [*before, *after]
 
-    def condition(self, text: str) -> list[int]:
-        """Token ids that stand before the image of `text`."""
-        return [*self.null_condition(), *self.text_ids(text)]
+    def condition(self, text: str, grid: Grid) -> list[int]:
+        """Ids that stand before the image of `text`; the end of a text that is too long is cut."""
+        if not text:
+            return self.null_condition(grid)
+        before, after = self.wrapping(grid)
+        room = self.room(grid) - len(before) - len(after)
+        return [*before, *self.text_ids(text)[:room], *after]
+
+    def room(self, grid: Grid) -> int:
+        """How many ids may stand before an image of `grid`.
+
+        Raises:
+            ValueError: not even the empty prompt fits.
+        """
+        image = self.layout.image_length(*grid)
+        before, after = self.wrapping(grid)
+        if self.max_length - image < len(before) + len(after):
+            raise ValueError(
+                f"an image of {grid[0]}x{grid[1]} codes needs {image} tokens besides the prompt, "
+                f"but the model takes {self.max_length} in all"
+            )
+        return self.max_length - image
+
+    # ---- painting -------------------------------------------------------------------------------
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the model keeps keys and values; one that does not is refused."""
+        return True
 
     @abstractmethod
     def new_cache(self, length: int) -> Any:
         """A static key/value cache for up to `length` tokens a row."""
 
     @abstractmethod
-    def step(self, ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: Any) -> Tensor:
+    def step(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        mask_BC: Tensor,
+        cache: Any,
+        text: TextFeatures | None = None,
+    ) -> Tensor:
         """Appends T tokens a row to `cache`; returns their final hidden states (B, T, D).
 
         Args:
             positions_BT: each token's position in its own row (left padding not counted).
             mask_BC: bool, which columns of the whole cache hold real tokens, these T included.
+            text: with the first tokens of a row, where prompts are features.
         """
 
     @contextmanager
@@ -130,4 +230,5 @@ class Backbone(ABC):
     def save(self, folder: Path) -> None:
         """Writes `model/` and `tokenizer/` as standard Hugging Face folders (safetensors)."""
         self.model.save_pretrained(folder / "model")
-        self.text_tokenizer.save_pretrained(folder / "tokenizer")
+        if self.text_tokenizer is not None:
+            self.text_tokenizer.save_pretrained(folder / "tokenizer")

@@ -9,14 +9,16 @@ Legend: B sequences, T tokens, C cache columns, N positions, D model width, V vo
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
-from arra.layout import Layout, Style
+from arra.layout import Layout, Style, TextFeatures
 from arra.models.base import Backbone
+from arra.models.folders import empty_causal_lm, open_causal_lm
 
 _SEPARATORS = {
     "grid": (),
@@ -59,6 +61,31 @@ class CausalLMHead(nn.Module):
 class CausalLM(Backbone):
     """The backbone of any `AutoModelForCausalLM` whose vocabulary holds the layout's tokens."""
 
+    text_tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def open_model(cls, folder: Path) -> PreTrainedModel:
+        return open_causal_lm(folder)
+
+    @classmethod
+    def empty_model(cls, folder: Path) -> PreTrainedModel:
+        return empty_causal_lm(folder)
+
+    @classmethod
+    def assemble(
+        cls, model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase | None, layout: Layout
+    ) -> Self:
+        if text_tokenizer is None:
+            raise ValueError(f"{type(model).__name__} reads text, but no tokenizer came with it")
+        return cls(model, text_tokenizer, layout)
+
+    @classmethod
+    def as_published(cls, folder: Path) -> Self:
+        raise ValueError(
+            f"{folder} is a language model that can only write: it learns to paint with "
+            f"`arra train llm --model {folder}`"
+        )
+
     def __init__(
         self, model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase, layout: Layout
     ) -> None:
@@ -85,7 +112,7 @@ class CausalLM(Backbone):
     def blocks(self) -> nn.ModuleList:
         return self._blocks
 
-    def last_hidden(self, ids_BT: Tensor) -> Tensor:
+    def last_hidden(self, ids_BT: Tensor, text: TextFeatures | None = None) -> Tensor:
         return self._decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
 
     def text_ids(self, text: str) -> list[int]:
@@ -93,14 +120,23 @@ class CausalLM(Backbone):
         ids = self.text_tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return ids["input_ids"]
 
-    def null_condition(self) -> list[int]:
+    def opening(self) -> list[int]:
         return [self._start]
+
+    @property
+    def has_cache(self) -> bool:
+        return "past_key_values" in inspect.signature(self._decoder.forward).parameters
 
     def new_cache(self, length: int) -> StaticCache:
         return StaticCache(config=self.model.config, max_cache_len=length)
 
     def step(
-        self, ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: StaticCache
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        mask_BC: Tensor,
+        cache: StaticCache,
+        text: TextFeatures | None = None,
     ) -> Tensor:
         return self._decoder(
             input_ids=ids_BT,
@@ -241,82 +277,3 @@ def _rows_from_codebook(old_VD: Tensor, codebook_KC: Tensor, generator: torch.Ge
     project = torch.randn(codes.shape[1], old.shape[1], generator=generator, dtype=torch.float64)
     rows = codes @ project / codes.shape[1] ** 0.5
     return old.mean(0) + rows * old.std(0)
-
-
-# ---- what every model must pass at load ----------------------------------------------------------
-
-
-@torch.no_grad()
-def check(backbone: Backbone) -> None:
-    """Probes head, tap and cache on a few random tokens; refuses by name what would train wrongly.
-
-    Raises:
-        ValueError: `head(hidden)` differs from the model's logits, a tap differs from
-            `hidden_states`, or decoding with the cache differs from the full forward pass.
-    """
-    model: Any = backbone.model
-    name = type(model).__name__
-    was_training = model.training
-    model.eval()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, backbone.vocab_size, (2, 6), generator=generator).to(backbone.device)
-    try:
-        _check_cache(backbone, ids, name)
-        # hidden_states[L] comes after the final norm, so block L is not compared.
-        layers = range(1, backbone.num_layers)
-        with _amplified_head_input(backbone) as seen, backbone.tap(layers) as taps:
-            output = model(input_ids=ids, output_hidden_states=True, use_cache=False)
-        _same(backbone.head(seen[-1]), output.logits, f"{name}: head(hidden) is not its logits")
-        for layer in layers:
-            complaint = f"{name}: the tap of block {layer} is not hidden_states[{layer}]"
-            _same(taps[layer], output.hidden_states[layer], complaint)
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def _amplified_head_input(backbone: Backbone) -> Iterator[list[Tensor]]:
-    """During a forward, scales what enters the output table so that logits reach about +-30.
-
-    A soft-cap or a bias hides at the small logits of a fresh model and shows at large ones.
-    """
-    seen: list[Tensor] = []
-
-    def amplify(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        largest = module.forward(args[0]).abs().amax().clamp(min=1e-6)
-        seen.append(args[0] * (30.0 / largest))
-        return (seen[-1], *args[1:])
-
-    handle = backbone.model.get_output_embeddings().register_forward_pre_hook(amplify)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _check_cache(backbone: Backbone, ids: Tensor, name: str) -> None:
-    rows, length = ids.shape
-    refused = f"{name} has no key/value cache that this package can use, so it could not paint"
-    if "past_key_values" not in inspect.signature(backbone.model.get_decoder().forward).parameters:
-        raise ValueError(refused)
-    try:
-        cache = backbone.new_cache(length)
-        mask = torch.ones(rows, length, dtype=torch.bool, device=ids.device)
-        mask[:, -1] = False
-        positions = torch.arange(length, device=ids.device).expand(rows, -1)
-        backbone.step(ids[:, :-1], positions[:, :-1], mask, cache)
-        mask[:, -1] = True
-        last = backbone.step(ids[:, -1:], positions[:, -1:], mask, cache)
-    except (TypeError, AttributeError, KeyError, NotImplementedError) as error:
-        raise ValueError(f"{refused} ({type(error).__name__}: {error})") from None
-    _same(last[:, 0], backbone.last_hidden(ids)[:, -1], f"{refused} (cached decoding differs)")
-
-
-def _same(found: Tensor, expected: Tensor, complaint: str) -> None:
-    scale = expected.float().abs().max().clamp(min=1e-6)
-    off = float((found.float() - expected.float()).abs().max() / scale)
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
-    if not off <= tolerance:
-        raise ValueError(
-            f"{complaint} (relative difference {off:.2g}): this model is not supported"
-        )

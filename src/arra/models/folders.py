@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 
-def open_model(folder: Path) -> PreTrainedModel:
+def open_causal_lm(folder: Path) -> PreTrainedModel:
     """The causal language model in `folder`, weights in float32.
 
     Raises:
@@ -30,7 +30,7 @@ def open_model(folder: Path) -> PreTrainedModel:
         )
 
 
-def empty_model(folder: Path) -> PreTrainedModel:
+def empty_causal_lm(folder: Path) -> PreTrainedModel:
     """The architecture that `folder`'s config.json describes, with fresh weights."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

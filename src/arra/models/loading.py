@@ -17,40 +17,48 @@ from arra.config import ModelConfig
 from arra.files import read_json, write_json
 from arra.layout import Layout
 from arra.models.base import Backbone
-from arra.models.causal_lm import CausalLM, check, grow
-from arra.models.folders import empty_model, open_model, open_text_tokenizer
+from arra.models.causal_lm import CausalLM, grow
+from arra.models.families import family_of
+from arra.models.folders import open_text_tokenizer
+from arra.models.probes import check
 from arra.resolve import resolve_folder
 
 PIPELINE = "pipeline.json"
 
 
 def load_model(spec: str | Path, device: str | torch.device = "cpu") -> Backbone:
-    """A model that can paint: an exported folder, a run folder or `builtin:scenes`.
+    """A model that can paint: an exported folder, a run folder, a checkpoint in its family's own
+    published format, or `builtin:scenes`.
 
     Raises:
-        ValueError: a language model that was never grown, a missing file, a failed probe.
+        ValueError: a model that was never taught to paint, a missing file, a failed probe.
     """
     folder = resolve_folder(spec, "model")
-    if not (folder / PIPELINE).is_file():
-        raise ValueError(
-            f"{folder} has no {PIPELINE}: it is no painter. A language model learns to paint with "
-            f"`arra train llm --model {folder}`"
-        )
+    if (folder / PIPELINE).is_file():
+        backbone = _ours(folder)
+    else:
+        backbone = family_of(folder).as_published(folder)
+    backbone.model.eval()
+    check(backbone.to(device))
+    return backbone
+
+
+def _ours(folder: Path) -> Backbone:
+    """The painter in a folder that this package wrote: an export or a run."""
     layout = Layout.from_json(read_json(folder / PIPELINE)["layout"])
-    tokenizer = open_text_tokenizer(folder / "tokenizer")
+    family = family_of(folder / "model")
     checkpoint = latest_checkpoint(folder)
     if (folder / "checkpoints").is_dir() and checkpoint is None:
         raise ValueError(f"{folder} has no finished checkpoint yet")
     if checkpoint is None:
-        model = open_model(folder / "model")
+        model = family.open_model(folder / "model")
     else:
-        model = empty_model(folder / "model")
+        model = family.empty_model(folder / "model")
         averaged = checkpoint / "ema.safetensors"
         weights = averaged if averaged.is_file() else checkpoint / "model.safetensors"
         load_weights(model, load_file(weights), weights)
-    backbone = CausalLM(model.eval(), tokenizer, layout).to(device)
-    check(backbone)
-    return backbone
+    texts = folder / "tokenizer"
+    return family.assemble(model, open_text_tokenizer(texts) if texts.is_dir() else None, layout)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -101,7 +109,7 @@ def _backbone(
         torch.manual_seed(seed)
         return _fresh(config, len(codebook_KC), captions, seed)
     folder = resolve_folder(spec, "model")
-    if (folder / PIPELINE).is_file():
+    if (folder / PIPELINE).is_file() or family_of(folder) is not CausalLM:
         backbone = load_model(spec)
         if len(backbone.layout.code_ids) != len(codebook_KC):
             raise ValueError(
@@ -110,7 +118,7 @@ def _backbone(
             )
         return backbone
     try:
-        model = open_model(folder)
+        model = CausalLM.open_model(folder)
         tokenizer = open_text_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -128,6 +136,7 @@ def _fresh(config: ModelConfig, codebook_size: int, captions: Iterable[str], see
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
+        head_dim=config.hidden_size // config.heads,  # some architectures have a width of their own
         max_position_embeddings=config.max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -189,7 +198,8 @@ def save_skeleton(
 ) -> None:
     """Writes all that a painter is but its weights: config, tokenizer, layout, sampling."""
     backbone.model.config.save_pretrained(folder / "model")
-    backbone.text_tokenizer.save_pretrained(folder / "tokenizer")
+    if backbone.text_tokenizer is not None:
+        backbone.text_tokenizer.save_pretrained(folder / "tokenizer")
     write_json(
         folder / PIPELINE,
         {
@@ -198,6 +208,6 @@ def save_skeleton(
             "grid": list(grid),
             "image_tokenizer": {"spec": image_tokenizer, "fingerprint": fingerprint},
             "trained_vocabulary": trained_vocabulary,
-            "sampling": {"cfg": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+            "sampling": dict(backbone.sampling),
         },
     )

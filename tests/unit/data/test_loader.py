@@ -83,7 +83,7 @@ def test_the_order_does_not_depend_on_micro_batches_or_on_history(backbone: Back
 def test_prompt_dropout_replaces_the_prompt_by_the_null_condition(backbone: Backbone) -> None:
     data = dataset()
     dropped = loader(backbone, data, prompt_dropout=0.999999).step(0)[0].batch
-    null = backbone.null_condition()
+    null = backbone.null_condition((2, 2))
     begin = backbone.layout.begin
     for ids in dropped.ids_BT.tolist():
         assert ids[: len(null) + 1] == [*null, begin]

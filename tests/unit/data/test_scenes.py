@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from arra.data.builtin import SPLITS, caption, draw, judge, parse, read, scene_at
+from arra.data.builtin import EVERYTHING, SPLITS, caption, draw, judge, parse, read, scene_at
 from arra.data.scenes.components import label
 from arra.data.scenes.drawing import coverage
 from arra.data.scenes.language import Group, Request, request_of, write
@@ -88,6 +88,12 @@ def test_held_out_combinations_are_in_one_split_only():
             assert all(out) if split == "compositional" else not any(out)
     singles = [look(scene_at("compositional", index, shapes=(1, 1)))[0] for index in range(100)]
     assert set(singles) == HELD_OUT_SHAPES
+
+
+def test_the_split_for_tokenizers_shows_held_out_combinations_too():
+    looks = [look(scene_at(EVERYTHING, index)) for index in range(300)]
+    assert {held_out(each) for each in looks} == {True, False}
+    assert {shape for each in looks for shape in each} >= HELD_OUT_SHAPES
 
 
 def test_everything_occurs():

@@ -35,7 +35,7 @@ def naive(grown, texts):
     nll, tokens = 0.0, 0
     image = grown.layout.image_vocabulary()
     for text in texts:
-        ids = grown.condition(text)
+        ids = [*grown.opening(), *grown.text_ids(text)]
         with torch.no_grad():
             logits = grown.model(torch.tensor([ids])).logits[0].float()
         logits[:, image] = -torch.inf
@@ -67,7 +67,7 @@ def test_growing_by_codes_changes_nothing():
 def test_windows_score_each_token_once():
     grown, _ = backbone(16)
     document = " ".join(TEXTS * 20)
-    whole = len(grown.condition(document)) - 1
+    whole = len(grown.text_ids(document))
     assert whole > 64
     for window in (2, 9, 10_000):
         assert text_perplexity(grown, [document], window=window).tokens == whole

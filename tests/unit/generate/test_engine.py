@@ -57,9 +57,11 @@ def off_by(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> float:
         return sample(logits_NK, uniform_N, sampling)
 
     monkeypatch.setattr(engine, "sample", spy)
-    requests = [Request(tuple(backbone.condition(c)), 3) for c in ("a circle", "hello world", "a")]
+    requests = [
+        Request(tuple(backbone.condition(c, GRID)), 3) for c in ("a circle", "hello world", "a")
+    ]
     requests.append(Request((1, *range(3, 40)), 4))  # a batch of its own, in a wider cache
-    null = tuple(backbone.null_condition())
+    null = tuple(backbone.null_condition(GRID))
     worst = 0.0
     for batch in paint(backbone, requests, GRID, Sampling(cfg=2.0), slots=2):
         drawn_PNK = torch.stack(seen)

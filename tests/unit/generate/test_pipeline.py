@@ -38,7 +38,7 @@ def test_pictures_codes_and_batches_agree(pipe: Pipeline, backbone: Backbone) ->
     prompts, seeds = ["a red circle", "a line of many words and more", "a red circle"], [7, 8, 9]
     codes_Nhw = pipe.codes(prompts, seeds, cfg=2.0, top_k=5, slots=2)
     requests = [
-        Request(tuple(backbone.condition(p)), s) for p, s in zip(prompts, seeds, strict=True)
+        Request(tuple(backbone.condition(p, GRID)), s) for p, s in zip(prompts, seeds, strict=True)
     ]
     for batch in paint(backbone, requests, GRID, Sampling(cfg=2.0, top_k=5), 2):
         assert torch.equal(codes_Nhw[batch.indices], batch.codes_Nhw)

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from arra.config import ModelConfig
 from arra.layout import Image, Text
-from arra.models.causal_lm import CausalLM, check, grow
+from arra.models.causal_lm import CausalLM, grow
 from arra.models.loading import fit_text_tokenizer, load_for_training
+from arra.models.probes import check
 
 ARCHITECTURES = {
     "llama": {},
@@ -91,8 +92,8 @@ def test_new_rows_have_the_old_ones_spread_or_the_codebooks_geometry() -> None:
 def test_code_names_in_a_caption_stay_text() -> None:
     backbone = grown("llama")
     codes = set(backbone.layout.image_vocabulary())
-    assert not codes & set(backbone.condition("a <|code_07|> and <|image|>"))
-    assert backbone.condition("") == backbone.null_condition()
+    assert not codes & set(backbone.condition("a <|code_07|> and <|image|>", (2, 2)))
+    assert backbone.condition("", (2, 2)) == backbone.null_condition((2, 2))
     name = backbone.text_tokenizer.convert_ids_to_tokens(backbone.layout.code_ids[7])
     assert name == "<|code_07|>"
 
@@ -101,7 +102,7 @@ def test_code_names_in_a_caption_stay_text() -> None:
 def test_every_style_can_be_grown(style: str) -> None:
     backbone = grow(tiny("llama"), copy.deepcopy(TOKENIZER), 16, style=style, rep=True)
     sample = backbone.layout.sample(
-        [Text(tuple(backbone.condition("a circle"))), Image(tuple(range(4)), 2, 2)]
+        [Text(tuple(backbone.condition("a circle", (2, 2)))), Image(tuple(range(4)), 2, 2)]
     )
     assert max(sample.ids) < backbone.vocab_size
     with pytest.raises(ValueError, match="grown before"):
@@ -195,7 +196,7 @@ def test_a_pretrained_folder_is_grown_and_bad_folders_are_named(tmp_path) -> Non
     assert len(backbone.layout.code_ids) == 16
     (tmp_path / "empty").mkdir()
     for spec, words in {
-        tmp_path / "empty": "cannot be loaded as a causal language model",
+        tmp_path / "empty": "cannot be loaded as a model",
         "no/such/place": "neither an existing folder nor a hub id",
     }.items():
         with pytest.raises(ValueError, match=words):

@@ -27,6 +27,7 @@ COLOURS = {
 BACKGROUNDS = {"white": (245, 245, 245), "grey": (160, 160, 160), "beige": (225, 205, 170)}
 RELATIONS = ("left of", "right of", "above", "below")
 SPLITS = ("train", "val", "test", "compositional")
+EVERYTHING = "everything"  # train and compositional together: what an image tokenizer must show
 MAX_SHAPES = 4
 
 # Never seen outside `compositional`: four of the 24 shapes, and two of the 15 pairs of colours.
@@ -118,22 +119,22 @@ def scene_at(split: str, index: int, *, seed: int = 0, shapes: tuple[int, int] =
     """The scene at `index` of `split`: a pure function of its arguments.
 
     `shapes` is the least and the greatest number of shapes (1 to 4). train, val and test share one
-    distribution; `compositional` holds the combinations that the other three never show.
+    distribution; `compositional` holds the combinations that the other three never show;
+    `everything` shows them all and is for fitting image tokenizers, not for training painters.
     """
     low, high = shapes
-    if split not in SPLITS:
-        raise ValueError(f"scenes have no split {split!r}: choose one of {', '.join(SPLITS)}")
+    names = (*SPLITS, EVERYTHING)
+    if split not in names:
+        raise ValueError(f"scenes have no split {split!r}: choose one of {', '.join(names)}")
     if not 1 <= low <= high <= MAX_SHAPES:
         raise ValueError(f"shapes={shapes}: give (least, greatest) between 1 and {MAX_SHAPES}")
     if index < 0 or seed < 0:
         raise ValueError(f"scene index {index} and seed {seed} must not be negative")
-    entropy = (seed, SPLITS.index(split), index, low, high)
+    entropy = (seed, names.index(split), index, low, high)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
     count = int(rng.integers(low, high + 1))
     looks = _draw_looks(rng, count)
-    while held_out(tuple((colour, kind) for colour, kind, _ in looks)) != (
-        split == "compositional"
-    ):
+    while split != EVERYTHING and _is_held_out(looks) != (split == "compositional"):
         looks = _draw_looks(rng, count)
     background = str(rng.choice(list(BACKGROUNDS)))
     relation = None
@@ -153,6 +154,10 @@ def scene_at(split: str, index: int, *, seed: int = 0, shapes: tuple[int, int] =
 
 
 Look = tuple[str, str, str]  # colour, kind, size
+
+
+def _is_held_out(looks: list[Look]) -> bool:
+    return held_out(tuple((colour, kind) for colour, kind, _ in looks))
 
 
 def _draw_looks(rng: np.random.Generator, count: int) -> list[Look]:
