@@ -107,7 +107,7 @@ def _backbone(
 ) -> Backbone:
     if spec is None:
         torch.manual_seed(seed)
-        return _fresh(config, len(codebook_KC), captions, seed)
+        return _fresh(config, codebook_KC, captions, seed)
     folder = resolve_folder(spec, "model")
     if (folder / PIPELINE).is_file() or family_of(folder) is not CausalLM:
         backbone = load_model(spec)
@@ -126,7 +126,9 @@ def _backbone(
     return _grown(model, tokenizer, config, codebook_KC, seed)
 
 
-def _fresh(config: ModelConfig, codebook_size: int, captions: Iterable[str], seed: int) -> Backbone:
+def _fresh(
+    config: ModelConfig, codebook_KC: torch.Tensor, captions: Iterable[str], seed: int
+) -> Backbone:
     tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)
     hf_config = AutoConfig.for_model(
         config.architecture,
@@ -144,7 +146,7 @@ def _fresh(config: ModelConfig, codebook_size: int, captions: Iterable[str], see
         tie_word_embeddings=False,
     )
     model = AutoModelForCausalLM.from_config(hf_config)
-    return _grown(model, tokenizer, config, torch.zeros(codebook_size, 0), seed)
+    return _grown(model, tokenizer, config, codebook_KC, seed)
 
 
 def _grown(
