@@ -3,11 +3,14 @@
 This file is the only owner of positions. It turns text ids and image codes into ids, labels and the
 position sets that the objective aligns, and it says which ids are legal at each step of painting.
 
-Three formats (an image of h x w codes, raster order):
+Four formats (an image of h x w codes, raster order):
 
-    grid        code ... code                                       LlamaGen
+    grid        code ... code                                       LlamaGen, Janus
     chameleon   begin code ... code end                             Chameleon, Anole, grown LLMs
     lumina      begin size(h) size(w) [code x w, row_end] x h end   Lumina-mGPT, ARRA's release
+    written     begin h * w grid_begin [code x w, row_end] x h grid_end end     Emu3
+
+"written" spells the sides as text: its h and w are decimal digits.
 
 Legend: B sequences, T tokens of a padded sequence, N listed positions, S decode steps, K codes.
 """
@@ -28,7 +31,15 @@ extra token before an image (the paper's ablation). all: every position of the i
 separators too. last: the position that holds the last code, the first to have seen the image whole.
 """
 
-Style = Literal["grid", "chameleon", "lumina"]
+Style = Literal["grid", "chameleon", "lumina", "written"]
+
+_PARTS: dict[str, tuple[str, ...]] = {
+    "grid": (),
+    "chameleon": ("begin", "end"),
+    "lumina": ("begin", "first_size", "row_end", "end"),
+    "written": ("begin", "digits", "times", "grid_begin", "row_end", "grid_end", "end"),
+}
+"""What an image has besides its codes: all that tells one format from another."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +152,18 @@ class Layout:
     """A family's image format in its own token ids.
 
     Attributes:
-        style: one of the three formats above.
+        style: one of the formats above.
         code_ids: token id of each code; code k of the image tokenizer is token code_ids[k].
         pad: id that fills padding (never read: the model is causal and padding comes last).
-        begin, end: the tokens around an image ("chameleon", "lumina").
-        row_end: the token after each row ("lumina").
+        begin, end: the tokens around an image (all but "grid").
+        row_end: the token after each row ("lumina", "written").
         first_size: a side of n codes is written as token first_size + n // size_unit ("lumina").
         num_sizes: how many size tokens there are.
         size_unit: codes per unit of the size tokens (2 in Lumina-mGPT: 32 pixels at f16).
         rep: the extra token before an image, if the ablation is on.
+        digits: the ids of 0 to 9 in text, and `times` that of the sign between the sides
+            ("written").
+        grid_begin, grid_end: the tokens before the first row and after the last ("written").
     """
 
     style: Style
@@ -162,12 +176,13 @@ class Layout:
     num_sizes: int = 0
     size_unit: int = 1
     rep: int | None = None
+    digits: tuple[int, ...] | None = None
+    times: int | None = None
+    grid_begin: int | None = None
+    grid_end: int | None = None
 
     def __post_init__(self) -> None:
-        needed = {"grid": (), "chameleon": ("begin", "end")}.get(
-            self.style, ("begin", "end", "row_end", "first_size")
-        )
-        missing = [name for name in needed if getattr(self, name) is None]
+        missing = [name for name in _PARTS[self.style] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"layout {self.style!r} needs the token ids {', '.join(missing)}")
         if len(set(self.code_ids)) != len(self.code_ids):
@@ -177,29 +192,25 @@ class Layout:
 
     def _tokens(self, height: int, width: int) -> tuple[list[int], list[int]]:
         """(forced id or -1, raster cell or -1) of every token of an image, begin to end."""
-        forced: list[int] = []
-        cells: list[int] = []
+        sides = [*self._side(height), *self._part("times"), *self._side(width)]
+        before = [*self._part("begin"), *sides, *self._part("grid_begin")]
+        row = [*([-1] * width), *self._part("row_end")]
+        after = [*self._part("grid_end"), *self._part("end")]
+        forced = [*before, *(row * height), *after]
+        numbers = iter(range(height * width))
+        return forced, [next(numbers) if token < 0 else -1 for token in forced]
 
-        def force(token: int | None) -> None:
-            assert token is not None
-            forced.append(token)
-            cells.append(-1)
+    def _part(self, name: str) -> list[int]:
+        """The token of that name, if this format has it."""
+        return [getattr(self, name)] if name in _PARTS[self.style] else []
 
-        if self.style != "grid":
-            force(self.begin)
-        if self.style == "lumina":
-            force(self._size_token(height))
-            force(self._size_token(width))
-        for row in range(height):
-            forced.extend([-1] * width)
-            cells.extend(range(row * width, (row + 1) * width))
-            if self.style == "lumina":
-                force(self.row_end)
-        if self.style != "grid":
-            force(self.end)
-        return forced, cells
-
-    def _size_token(self, side: int) -> int:
+    def _side(self, side: int) -> list[int]:
+        """A side of `side` codes as this format writes it."""
+        if "digits" in _PARTS[self.style]:
+            assert self.digits is not None
+            return [self.digits[int(digit)] for digit in str(side)]
+        if "first_size" not in _PARTS[self.style]:
+            return []
         assert self.first_size is not None
         unit = self.size_unit
         if side % unit or side // unit >= self.num_sizes:
@@ -207,7 +218,7 @@ class Layout:
                 f"a side of {side} codes has no size token: this format writes multiples of {unit} "
                 f"below {unit * self.num_sizes}"
             )
-        return self.first_size + side // unit
+        return [self.first_size + side // unit]
 
     def image_length(self, height: int, width: int) -> int:
         """Tokens that an image occupies, separators and the rep token included."""
@@ -240,9 +251,11 @@ class Layout:
 
     def image_vocabulary(self) -> list[int]:
         """Every id that can occur inside an image, for a softmax restricted to images."""
-        separators = [t for t in (self.begin, self.end, self.row_end) if t is not None]
+        names = ("begin", "end", "row_end", "times", "grid_begin", "grid_end")
+        separators = [getattr(self, name) for name in names]
         sizes = range(self.num_sizes) if self.first_size is not None else ()
-        return sorted({*self.code_ids, *separators, *((self.first_size or 0) + n for n in sizes)})
+        written = {(self.first_size or 0) + n for n in sizes} | {*(self.digits or ())}
+        return sorted({*self.code_ids, *(t for t in separators if t is not None), *written})
 
     # ---- one sequence ---------------------------------------------------------------------------
 
@@ -374,6 +387,9 @@ class Layout:
                 *("first_size", "num_sizes", "size_unit", "rep"),
             )
         }
+        written = {name: getattr(self, name) for name in ("times", "grid_begin", "grid_end")}
+        if self.digits is not None:
+            value |= {"digits": list(self.digits), **written}
         first, count = self.code_ids[0], len(self.code_ids)
         consecutive = self.code_ids == tuple(range(first, first + count))
         value["code_ids"] = {"first": first, "count": count} if consecutive else list(self.code_ids)
@@ -386,7 +402,10 @@ class Layout:
         codes = fields.pop("code_ids")
         if isinstance(codes, Mapping):
             codes = range(codes["first"], codes["first"] + codes["count"])
-        return Layout(code_ids=tuple(codes), **fields)
+        digits = fields.pop("digits", None)
+        return Layout(
+            code_ids=tuple(codes), digits=None if digits is None else tuple(digits), **fields
+        )
 
 
 def _position_sets(

@@ -13,6 +13,13 @@ LAYOUTS = {
         "lumina", CODES, pad=0, begin=1, end=2, row_end=3, first_size=50, num_sizes=9, size_unit=2
     ),
     "rep": Layout("chameleon", CODES, pad=0, begin=1, end=2, rep=9),
+    "written": Layout(
+        *("written", CODES, 0, 1, 2, 3),
+        digits=tuple(range(20, 30)),
+        times=40,
+        grid_begin=41,
+        grid_end=42,
+    ),
 }
 GRIDS = [(1, 1), (2, 2), (2, 4), (4, 2), (8, 6)]
 
@@ -54,6 +61,17 @@ def test_lumina_sequence_is_the_released_format() -> None:
     # The second size token predicts the first code, a row end the first of the next row, and no
     # position whose next token is a row end or the end is aligned.
     assert aligned == [3, 4, 5, 6, 8, 9, 10, 11]
+
+
+def test_written_sizes_are_digits_of_text() -> None:
+    layout = LAYOUTS["written"]
+    sample = layout.sample([Text((7,)), image(2, 12)])
+    rows = [[*range(100, 112), 3], [*range(112, 116), *range(100, 108), 3]]
+    assert sample.ids == [7, 1, 22, 40, 21, 22, 41, *rows[0], *rows[1], 42, 2]
+    assert sample.trained == [False] + [True] * (len(sample.ids) - 1)
+    aligned = [t for t, i in enumerate(sample.image_of["hybnext"]) if i >= 0]
+    assert aligned == [*range(6, 18), *range(19, 31)]
+    assert {20, 29, 40, 41, 42, 3} < set(layout.image_vocabulary())
 
 
 def test_labels_are_the_next_ids_from_begin_to_end_only() -> None:
