@@ -164,6 +164,10 @@ class Layout:
         digits: the ids of 0 to 9 in text, and `times` that of the sign between the sides
             ("written").
         grid_begin, grid_end: the tokens before the first row and after the last ("written").
+        closing: the token that closes the turn behind an image, if the format trains one
+            (Lumina-mGPT).
+        wording: words that stand before every prompt; {width} and {height} are those of the image
+            in pixels (Lumina-mGPT).
     """
 
     style: Style
@@ -180,6 +184,8 @@ class Layout:
     times: int | None = None
     grid_begin: int | None = None
     grid_end: int | None = None
+    closing: int | None = None
+    wording: str = ""
 
     def __post_init__(self) -> None:
         missing = [name for name in _PARTS[self.style] if getattr(self, name) is None]
@@ -196,6 +202,7 @@ class Layout:
         before = [*self._part("begin"), *sides, *self._part("grid_begin")]
         row = [*([-1] * width), *self._part("row_end")]
         after = [*self._part("grid_end"), *self._part("end")]
+        after += [] if self.closing is None else [self.closing]
         forced = [*before, *(row * height), *after]
         numbers = iter(range(height * width))
         return forced, [next(numbers) if token < 0 else -1 for token in forced]
@@ -251,7 +258,7 @@ class Layout:
 
     def image_vocabulary(self) -> list[int]:
         """Every id that can occur inside an image, for a softmax restricted to images."""
-        names = ("begin", "end", "row_end", "times", "grid_begin", "grid_end")
+        names = ("begin", "end", "row_end", "times", "grid_begin", "grid_end", "closing")
         separators = [getattr(self, name) for name in names]
         sizes = range(self.num_sizes) if self.first_size is not None else ()
         written = {(self.first_size or 0) + n for n in sizes} | {*(self.digits or ())}
@@ -390,6 +397,10 @@ class Layout:
         written = {name: getattr(self, name) for name in ("times", "grid_begin", "grid_end")}
         if self.digits is not None:
             value |= {"digits": list(self.digits), **written}
+        if self.closing is not None:
+            value["closing"] = self.closing
+        if self.wording:
+            value["wording"] = self.wording
         first, count = self.code_ids[0], len(self.code_ids)
         consecutive = self.code_ids == tuple(range(first, first + count))
         value["code_ids"] = {"first": first, "count": count} if consecutive else list(self.code_ids)
