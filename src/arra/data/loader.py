@@ -115,13 +115,12 @@ class Loader:
             height, width = (int(side) for side in self.dataset.grids[row])
             image = Image(tuple(self.dataset.image_ids[row].tolist()), height, width)
             before, _, after = self.dataset.texts[row].partition(PLACEHOLDER)
-            if dropped:
-                before = after = ""
             grid = (height, width)
-            if segments:
-                prompt = self._text(before)
-            else:
-                prompt = Text(tuple(self.backbone.condition(before, grid)))
+            condition = [] if segments else self.backbone.condition(before, grid)
+            if dropped:
+                condition = condition and self.backbone.without_prompt(condition, grid)
+                before = after = ""
+            prompt = self._text(before) if segments else Text(tuple(condition))
             segments += [prompt, image, self._text(after)]
         return self.backbone.layout.sample(
             [s for s in segments if isinstance(s, Image) or s.ids],

@@ -61,15 +61,15 @@ def paint(
     """
     check_slots(slots)
     steps = _Steps.of(backbone, grid)
-    null = tuple(backbone.null_condition(grid))
     prefixes = [request.prefix for request in requests]
     room = backbone.room(grid)
     assert max(map(len, prefixes), default=0) <= room, "Backbone.condition cuts to the room"
     groups: dict[int, list[int]] = {}
     for index, prefix in enumerate(prefixes):
-        groups.setdefault(_width(max(len(prefix), len(null))), []).append(index)
+        longest = max(len(prefix), len(backbone.without_prompt(prefix, grid)))
+        groups.setdefault(_width(longest), []).append(index)
     for width, indices in sorted(groups.items()):
-        batch = _Batch(backbone, steps, sampling, slots, width, null)
+        batch = _Batch(backbone, grid, steps, sampling, slots, width)
         for start in range(0, len(indices), slots):
             chosen = indices[start : start + slots]
             with _evaluating(backbone):
@@ -127,14 +127,14 @@ class _Batch:
     def __init__(
         self,
         backbone: Backbone,
+        grid: tuple[int, int],
         steps: _Steps,
         sampling: Sampling,
         slots: int,
         width: int,
-        null: tuple[int, ...],
     ) -> None:
-        self.backbone, self.steps, self.sampling = backbone, steps, sampling
-        self.slots, self.width, self.null = slots, width, null
+        self.backbone, self.grid, self.steps, self.sampling = backbone, grid, steps, sampling
+        self.slots, self.width = slots, width
         self.guided = sampling.cfg != 1
         self.cache: Any = None
         self.code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
@@ -143,9 +143,9 @@ class _Batch:
     def paint(self, prefixes: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Tensor:
         """Codes (N, P), idle slots included."""
         idle = self.slots - len(prefixes)
-        rows = [*prefixes, *([self.null] * idle)]
+        rows = [*prefixes, *([tuple(self.backbone.null_condition(self.grid))] * idle)]
         if self.guided:
-            rows += [self.null] * self.slots
+            rows += [tuple(self.backbone.without_prompt(row, self.grid)) for row in rows]
         cells = len(self.steps.following)
         uniform_NP = uniforms([*seeds, *([0] * idle)], cells).to(self.backbone.device)
         mask_BC, position_B, hidden_BD = self._prefill(rows)

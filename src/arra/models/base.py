@@ -140,9 +140,16 @@ class Backbone(ABC):
         return self.opening(), []
 
     def null_condition(self, grid: Grid) -> list[int]:
-        """Ids of the empty prompt: for prompt dropout in training and for the unguided row."""
+        """Ids of the empty prompt."""
         before, after = self.wrapping(grid)
         return [*before, *after]
+
+    def without_prompt(self, condition: Sequence[int], grid: Grid) -> list[int]:
+        """What stands in place of `condition` where its prompt is dropped: the empty prompt.
+
+        A family that keeps the prompt's length (Janus) overrides this.
+        """
+        return self.null_condition(grid)
 
     def condition(self, text: str, grid: Grid) -> list[int]:
         """Ids that stand before the image of `text`; the end of a text that is too long is cut."""
