@@ -36,6 +36,9 @@ class Backbone(ABC):
         head: module, hidden (N, D) -> logits (N, V): all that the model does after its last norm.
         sampling: the settings that the family's authors paint with (their source at the constant).
         text_slots: positions that a caption's features fill (0: prompts are ids).
+        default_grid: of the images that the family's published checkpoints paint, if they agree.
+        formats: name -> what it is, where the published checkpoints of a family differ in how they
+            write images and prompts; to be said where a folder does not tell (`in_format`).
     """
 
     model: PreTrainedModel
@@ -44,6 +47,8 @@ class Backbone(ABC):
     head: nn.Module
     sampling: ClassVar[Mapping[str, float]] = DEFAULT_SAMPLING
     text_slots: int = 0
+    default_grid: ClassVar[Grid | None] = None
+    formats: ClassVar[Mapping[str, str]] = {}
 
     # ---- opening one ----------------------------------------------------------------------------
 
@@ -71,8 +76,17 @@ class Backbone(ABC):
         publish it.
 
         Raises:
-            ValueError: it was never taught to paint, or a file is missing.
+            ValueError: it only writes, a file is missing, or its format cannot be told.
         """
+
+    @classmethod
+    def in_format(cls, folder: Path, name: str) -> "Backbone":
+        """`as_published`, in the format that the user names (one of `formats`).
+
+        Raises:
+            ValueError: there is no such format, or the folder contradicts it.
+        """
+        raise ValueError(f"{folder} can only be read in one format: leave out {name!r}")
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -124,6 +138,23 @@ class Backbone(ABC):
     def output_table(self) -> nn.Module:
         """The linear layer that `head` begins with."""
         return self.model.get_output_embeddings()  # type: ignore[return-value]
+
+    def cannot_paint(self) -> str | None:
+        """Why these weights cannot paint, if they show that they were never taught to."""
+        return None
+
+    def reset_image_head(self, codebook_KC: Tensor | None, seed: int) -> None:
+        """Starts the output rows of the codes anew, in place.
+
+        Args:
+            codebook_KC: the image tokenizer's, to start them from; None: like the text rows.
+
+        Raises:
+            ValueError: the family cannot.
+        """
+        raise ValueError(
+            f"--model.reset-image-head: {type(self.model).__name__} has no image rows to reset"
+        )
 
     # ---- prompts --------------------------------------------------------------------------------
 
