@@ -17,6 +17,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   evaluate    measure what was painted
   study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
   export      a run -> an ordinary checkpoint of its own architecture
+  convert     a published checkpoint file -> our folder, and back into its own layout
 
   --version   print the version
   --debug     (anywhere) full tracebacks
@@ -170,6 +171,12 @@ def _export(arguments: Sequence[str]) -> None:
     print(export(_parse(ExportConfig, arguments, "arra export")))
 
 
+def _convert(arguments: Sequence[str]) -> None:
+    from arra.convert import ConvertConfig, convert
+
+    print(convert(_parse(ConvertConfig, arguments, "arra convert")))
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
@@ -179,6 +186,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": _evaluate,
     "study": _study,
     "export": _export,
+    "convert": _convert,
 }
 
 

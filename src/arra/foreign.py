@@ -1,4 +1,4 @@
-"""The one place that reads and writes other people's checkpoint files: .pt .pth .ckpt .bin, safetensors.
+"""The one place that reads and writes other people's files: .pt .pth .ckpt .bin .safetensors.
 
 A checkpoint of PyTorch is a pickle, and a pickle is a program. Files are read with PyTorch's
 restricted reader, which builds tensors and plain values and refuses everything else but
@@ -120,7 +120,7 @@ def _kind(path: Path) -> str:
         raise _refusal(path, "a web page, as failed downloads leave behind: get the file again")
     if start.startswith("version https://git-lfs"):
         raise _refusal(path, "a Git LFS pointer instead of the file: run `git lfs pull`")
-    printable = sum(byte in b"\t\r\n" or 32 <= byte for byte in head)
+    printable = sum(byte in b"\t\r\n" or byte >= 32 for byte in head)
     if printable == len(head) and len(start) > len(head) // 2:
         raise _refusal(path, f"text that begins with {start[:30]!r}")
     raise _refusal(path, f"other data (first bytes {head[:8].hex(' ')})")

@@ -1,40 +1,77 @@
-"""Opens a folder that holds an image tokenizer."""
+"""Opens an image tokenizer: our own folder, or one of the published formats."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from arra.files import read_json
+from arra.foreign import read_foreign
+from arra.image_tokenizers.published import INSIDE, Parts, from_original, from_transformers
 from arra.image_tokenizers.vq import VQConfig, VQModel
+
+VQGAN = "vqgan.ckpt"
+
+
+def load_file(file: Path, device: str = "cpu") -> VQModel:
+    """The tokenizer in a published checkpoint file, frozen, float32.
+
+    Raises:
+        ValueError: a damaged file, one with code in it, or another family's.
+    """
+    return from_original(read_foreign(file)).model(device)
 
 
 def load_folder(folder: Path, device: str = "cpu") -> VQModel:
-    """The tokenizer in `folder` (config.json, model.safetensors), frozen, float32.
+    """The tokenizer in `folder`, frozen, float32.
+
+    The folder is our own (config.json, model.safetensors), holds vqgan.ckpt and vqgan.yaml, or a
+    whole model of transformers with an image tokenizer inside.
 
     Raises:
         ValueError: a file is missing or damaged, or belongs to another kind of model.
     """
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
+    if (folder / "config.json").is_file():
+        settings = read_json(folder / "config.json")
+        found = settings.get("model_type") if isinstance(settings, dict) else None
+        if found == VQConfig.model_type:
+            return _ours(folder, settings).model(device)
+        if not isinstance(settings, dict) or not isinstance(settings.get("vq_config"), dict):
             raise ValueError(
-                f"{folder} holds no image tokenizer: {name} is missing. Name a folder written by "
-                f"`arra tokenizer train`"
+                f"{folder} is not an image tokenizer: its config.json says model_type {found!r} "
+                f"instead of {VQConfig.model_type!r}"
             )
-    settings = read_json(folder / "config.json")
-    found = settings.get("model_type") if isinstance(settings, dict) else None
-    if found != VQConfig.model_type:
+        return inside_model(folder, settings["vq_config"]).model(device)
+    if (folder / VQGAN).is_file():
+        return load_file(folder / VQGAN, device)
+    raise ValueError(
+        f"{folder} holds no image tokenizer: config.json is missing. Name a folder written by "
+        f"`arra tokenizer train` or `arra convert`, or a published checkpoint file itself"
+    )
+
+
+def _ours(folder: Path, settings: dict[str, Any]) -> Parts:
+    if not (folder / "model.safetensors").is_file():
         raise ValueError(
-            f"{folder} is not an image tokenizer: its config.json says model_type {found!r} "
-            f"instead of {VQConfig.model_type!r}"
+            f"{folder} holds no image tokenizer: model.safetensors is missing. Name a folder "
+            f"written by `arra tokenizer train` or `arra convert`"
         )
-    model = VQModel(VQConfig.from_dict(settings))
+    config = VQConfig.from_dict(settings)
+    return Parts(None, config, stored(folder, config), {})
+
+
+def stored(folder: Path, config: VQConfig) -> dict[str, Tensor]:
+    """The tensors of our folder in the types they are stored in, compared with its config.json.
+
+    Raises:
+        ValueError: they are damaged, or do not fit.
+    """
+    with torch.device("meta"):
+        model = VQModel(config)
     file = folder / "model.safetensors"
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or cut off ({error}): get it again") from None
+    tensors = _tensors(file)
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in sorted(expected.keys() | given.keys()):
@@ -43,5 +80,24 @@ def load_folder(folder: Path, device: str = "cpu") -> VQModel:
                 f"{file} does not fit its config.json: {name} should be {expected.get(name)}, "
                 f"but is {given.get(name)}"
             )
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return model.eval().requires_grad_(False).to(torch.device(device))
+    return tensors
+
+
+def inside_model(folder: Path, vq_config: dict[str, Any]) -> Parts:
+    """The image tokenizer inside a multimodal model's folder; nothing else of it is read."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no *.safetensors: convert it with save_pretrained first")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _tensors(file, inside_only=True)
+    return from_transformers(tensors, vq_config, folder)
+
+
+def _tensors(file: Path, inside_only: bool = False) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = [n for n in opened.keys() if not inside_only or INSIDE.match(n)]  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut off ({error}): get it again") from None
