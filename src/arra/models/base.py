@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from arra.config import ModelConfig
+from arra.foreign import Foreign
 from arra.layout import Layout, TextFeatures
 
 Grid = tuple[int, int]
@@ -45,9 +47,9 @@ class Backbone(ABC):
     layout: Layout
     text_tokenizer: PreTrainedTokenizerBase | None
     head: nn.Module
-    sampling: ClassVar[Mapping[str, float]] = DEFAULT_SAMPLING
+    sampling: Mapping[str, float] = DEFAULT_SAMPLING
     text_slots: int = 0
-    default_grid: ClassVar[Grid | None] = None
+    default_grid: Grid | None = None
     formats: ClassVar[Mapping[str, str]] = {}
 
     # ---- opening one ----------------------------------------------------------------------------
@@ -87,6 +89,34 @@ class Backbone(ABC):
             ValueError: there is no such format, or the folder contradicts it.
         """
         raise ValueError(f"{folder} can only be read in one format: leave out {name!r}")
+
+    @classmethod
+    def from_foreign(cls, foreign: Foreign) -> "Backbone | None":
+        """The backbone in a checkpoint file of the family's own layout; None: another family's.
+
+        Raises:
+            ValueError: it is this family's, but tensors are missing or of other shapes.
+        """
+        return None
+
+    @classmethod
+    def fresh(
+        cls, config: ModelConfig, codebook_size: int, grid: Grid, class_names: Sequence[str]
+    ) -> "Backbone":
+        """A backbone with random weights.
+
+        Args:
+            codebook_size: K of the image tokenizer.
+            grid: of the images that it will paint.
+            class_names: of the dataset, if its prompts are classes.
+
+        Raises:
+            ValueError: the family cannot be started from nothing, or needs what is not there.
+        """
+        raise ValueError(
+            f"--model.architecture {config.architecture} cannot start from random weights: name a "
+            f"checkpoint of it with --model"
+        )
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -155,6 +185,23 @@ class Backbone(ABC):
         raise ValueError(
             f"--model.reset-image-head: {type(self.model).__name__} has no image rows to reset"
         )
+
+    # ---- what trains beside an adapter ----------------------------------------------------------
+
+    def image_rows(self) -> list[int]:
+        """Ids of the tokens that exist for images: their rows of the input and output tables train
+        beside an adapter. Empty where images have tables of their own."""
+        layout = self.layout
+        names = ("begin", "end", "row_end", "grid_begin", "grid_end", "rep")
+        separators = {getattr(layout, name) for name in names} - {None}
+        first = layout.first_size
+        sizes = range(first, first + layout.num_sizes) if first is not None else ()
+        return sorted({*layout.code_ids, *separators, *sizes})
+
+    def image_tables(self) -> Sequence[nn.Module]:
+        """Modules that exist for images alone (a table of codes, a head of their own): they train
+        whole beside an adapter."""
+        return ()
 
     # ---- prompts --------------------------------------------------------------------------------
 
