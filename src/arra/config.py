@@ -44,6 +44,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Train a low-rank adapter on the blocks and the rows of image tokens; --model names the rest.
+
+    Needs `pip install 'arra[peft]'`.
+    """
+
+    rank: int = 0
+    """Rank of the adapter's matrices; 0 = no adapter, the whole model trains."""
+    alpha: float = 0.0
+    """Scale: the adapter adds alpha / rank * B A x; 0 = twice the rank."""
+    dropout: float = 0.0
+    """Fraction of the adapter's inputs that is dropped."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get one, such as q_proj v_proj; none given = all of them."""
+    quantize: Literal["none", "4bit"] = "none"
+    """4bit = the frozen linear layers of the blocks are kept as 4-bit NF4 (QLoRA); needs
+    `pip install 'arra[quantize]'`."""
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """The alignment term, lambda * L_GVA. Weight 0 is the plain autoregressive baseline."""
 
@@ -107,6 +127,9 @@ class OptimConfig:
     """AdamW's first-moment decay."""
     beta2: float = 0.95
     """AdamW's second-moment decay."""
+    bits: Literal[32, 8] = 32
+    """Bits of AdamW's two states: 8 = bitsandbytes' blockwise quantised ones, a quarter of the
+    memory; needs `pip install 'arra[quantize]'`."""
     clip: float = 1.0
     """Largest gradient norm of the model; the projectors are clipped apart, to the same norm."""
     ema: float = 0.0
@@ -168,6 +191,7 @@ class TrainConfig:
     threads: int = 0
     """CPU threads; 0 = torch's default. Recorded: a resume uses the same number."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -184,6 +208,7 @@ class TrainConfig:
             "--micro-batch must divide --batch-size",
             f"{self.micro_batch} and {self.batch_size}",
         )
+        self._check_lora()
         _require(self.align.weight >= 0, "--align.weight must be at least 0", self.align.weight)
         _require(0 < self.align.until <= 1, "--align.until must be in (0, 1]", self.align.until)
         for name in ("text_fraction", "prompt_dropout"):
@@ -197,6 +222,18 @@ class TrainConfig:
             "--model.heads must divide --model.hidden-size",
             f"{self.model.heads} and {self.model.hidden_size}",
         )
+
+    def _check_lora(self) -> None:
+        lora = self.lora
+        _require(lora.rank >= 0, "--lora.rank must be at least 0", lora.rank)
+        _require(lora.alpha >= 0, "--lora.alpha must be at least 0", lora.alpha)
+        _require(0 <= lora.dropout < 1, "--lora.dropout must be in [0, 1)", lora.dropout)
+        if lora.rank and self.model_path is None:
+            raise ValueError("--lora.rank adapts weights that exist: name a model with --model")
+        if not lora.rank and lora.quantize != "none":
+            raise ValueError(
+                "--lora.quantize keeps weights that cannot train: give it an adapter, --lora.rank"
+            )
 
     @property
     def accumulate(self) -> int:

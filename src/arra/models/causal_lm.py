@@ -105,8 +105,8 @@ class CausalLM(Backbone):
 
     @property
     def vocab_size(self) -> int:
-        table: Any = self.model.get_input_embeddings()
-        return table.num_embeddings
+        # Not the table's own attribute: an adapter may stand around the table.
+        return self.model.config.get_text_config().vocab_size
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -253,15 +253,15 @@ def _grow_tables(
         tables.append(output.weight)
     known = min(old_rows, new_ids[0])
     for table in tables:
-        table[new_ids] = _rows_like(table[:known], len(new_ids), generator).to(table)
+        table[new_ids] = rows_like(table[:known], len(new_ids), generator).to(table)
         if codebook_KC is not None:
             codes = slice(first_code, first_code + len(codebook_KC))
-            table[codes] = _rows_from_codebook(table[:known], codebook_KC, generator).to(table)
+            table[codes] = rows_from_codebook(table[:known], codebook_KC, generator).to(table)
     if getattr(output, "bias", None) is not None:
         output.bias[new_ids] = output.bias[:known].mean()
 
 
-def _rows_like(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def rows_like(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Samples rows with the mean and covariance of the old ones, so that logits stay in range."""
     old = old_VD.double().cpu()
     mean = old.mean(0)
@@ -270,7 +270,7 @@ def _rows_like(old_VD: Tensor, count: int, generator: torch.Generator) -> Tensor
     return mean + mix @ (old - mean) / max(len(old) - 1, 1) ** 0.5
 
 
-def _rows_from_codebook(old_VD: Tensor, codebook_KC: Tensor, generator: torch.Generator) -> Tensor:
+def rows_from_codebook(old_VD: Tensor, codebook_KC: Tensor, generator: torch.Generator) -> Tensor:
     """A random projection of the codebook, so that similar codes start with similar rows."""
     old, codes = old_VD.double().cpu(), codebook_KC.double().cpu()
     codes = (codes - codes.mean(0)) / codes.std().clamp(min=1e-12)
