@@ -3,17 +3,20 @@
 `trust_remote_code=False` is said rather than left out: the default asks the user on a terminal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
@@ -24,7 +27,7 @@ def open_causal_lm(folder: Path) -> PreTrainedModel:
     Raises:
         OSError, ValueError, KeyError: no such model there; transformers' own words say what.
     """
-    with _no_progress_bar():
+    with without_progress_bar():
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -36,13 +39,67 @@ def empty_causal_lm(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
+def open_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    """The model in `folder` as one of `model_class`, all its weights from there, in float32.
+
+    Raises:
+        ValueError: no such model is there, or a tensor is missing, unknown or misshapen.
+    """
+    try:
+        with without_progress_bar():
+            model, found = model_class.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from None
+    for what in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(name) for name in found[f"{what}_keys"])
+        if names:
+            raise ValueError(
+                f"{folder} is not a whole {model_class.__name__}: {len(names)} tensors are {what}, "
+                f"such as {names[0]}"
+            )
+    return model
+
+
+def empty_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    """The architecture that `folder`'s config.json describes, with fresh weights."""
+    config_class: Any = model_class.config_class
+    return model_class(config_class.from_pretrained(folder))
+
+
 def open_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The text tokenizer in `folder`."""
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def open_tokenizer_file(folder: Path, tokens: Sequence[str]) -> PreTrainedTokenizerBase:
+    """The text tokenizer as `folder`'s tokenizer.json has it, whatever class its config names.
+
+    A class of its own may rebuild the tokenizer in its own way and split text otherwise.
+
+    Raises:
+        ValueError: the file is missing, has none of the special tokens that open and pad a
+            sequence, or lacks one of `tokens`.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json: place the one published with it there")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in tokens if token not in vocabulary]
+    missing += [f"a {n}" for n in ("bos_token", "pad_token") if getattr(tokenizer, n) is None]
+    if missing:
+        raise ValueError(
+            f"{folder}: its text tokenizer has no {', '.join(missing[:3])}: it belongs to another "
+            f"model"
+        )
+    return tokenizer
+
+
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing one while weights are read."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
