@@ -51,7 +51,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
 def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None:
     config, tally = run.config, Tally(info["tally"])
     for step in range(info["step"], end):
-        norm = _optimizer_step(run, step, tally)
+        norm = optimizer_step(run, step, tally)
         tally.add("grad_norm", norm, 1)
         done = step + 1
         finished = done == config.steps
@@ -76,7 +76,7 @@ def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None
             checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
 
 
-def _optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
+def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
     """One optimizer step: every term is divided once, by its count over all micro-batches."""
     config, state = run.config, run.state
     # Dropout inside a model, if any, depends on (seed, step) only: EDM2's way to an exact resume.
@@ -99,7 +99,7 @@ def _optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
     state.optimizer.step()
     state.optimizer.zero_grad()
     if state.average is not None:
-        state.average.update(run.step.model.named_parameters(), step)
+        state.average.update(state.trained().items(), step)
     return norm
 
 
