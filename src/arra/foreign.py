@@ -8,6 +8,7 @@ restricted reader, which builds tensors and plain values and refuses everything 
 import argparse
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,13 +144,18 @@ def _check_archive(path: Path) -> None:
 
 def _read_torch(path: Path, kind: str) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual protocols, before it refuses them
             # An old file is one stream that cannot be mapped.
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=kind == "zip")
     except UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
-            raise _refusal(path, "a pickle that is damaged or holds more than tensors") from None
+            raise _refusal(
+                path,
+                "a pickle that is damaged or holds more than tensors, perhaps code; nothing of it "
+                "was run",
+            ) from None
         raise _refusal(
             path,
             f"a pickle with code in it, which asks for {asked[1]}; nothing of it was run. If you "
