@@ -69,6 +69,23 @@ class FeatureInfo:
 
 
 @dataclass(frozen=True)
+class TextFeatureInfo:
+    """The captions as one text encoder's features.
+
+    Attributes:
+        dim: D.
+        encoder: the encoder's fingerprint.
+        spec: what was asked for.
+        length: the most tokens of a caption.
+    """
+
+    dim: int
+    encoder: str
+    spec: str
+    length: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A prepared dataset.
 
@@ -83,6 +100,7 @@ class Manifest:
         source: the source's name, columns and fingerprint per split.
         rejects: how many rows were left out; rejects.jsonl lists them.
         rejects_sha256: of rejects.jsonl.
+        text_features: name -> text encoder; the column is `text_feature.<name>`.
     """
 
     splits: dict[str, SplitInfo]
@@ -95,6 +113,7 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     rejects: int = 0
     rejects_sha256: str = ""
+    text_features: dict[str, TextFeatureInfo] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
 
@@ -134,6 +153,9 @@ def read_manifest(folder: Path | str) -> Manifest:
     }
     content["tokenizer"] = TokenizerInfo(**content["tokenizer"])
     content["features"] = {k: FeatureInfo(**info) for k, info in content["features"].items()}
+    content["text_features"] = {
+        k: TextFeatureInfo(**info) for k, info in content.get("text_features", {}).items()
+    }
     return Manifest(**content)
 
 

@@ -24,10 +24,12 @@ from arra.data.manifest import (
     Manifest,
     ShardInfo,
     SplitInfo,
+    TextFeatureInfo,
     TokenizerInfo,
     read_manifest,
     write_manifest,
 )
+from arra.data.text_column import GROUP_ROWS, TEXT_FEATURE, TextColumn, text_array
 from arra.files import atomic_write, sha256_of
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "Row",
     "ShardInfo",
     "SplitInfo",
+    "TextColumn",
+    "TextFeatureInfo",
     "TokenizerInfo",
     "arrow_type",
     "bad_feature",
@@ -75,6 +79,7 @@ class Row:
         codes_hw: (h, w) integer codes.
         features: name -> (D) float16.
         extra: the source's other columns.
+        text_features: name -> (n, D) float16 of the caption's n tokens.
     """
 
     id: str
@@ -84,6 +89,7 @@ class Row:
     codes_hw: np.ndarray
     features: Mapping[str, np.ndarray]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    text_features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def shard_name(split: str, number: int) -> str:
@@ -98,7 +104,7 @@ def arrow_type(kind: type) -> pa.DataType:
 
 def stored_name(name: str) -> str:
     """The name of a source's own column in a shard."""
-    taken = name in RESERVED or name.startswith((FEATURE, "text_feature."))
+    taken = name in RESERVED or name.startswith((FEATURE, TEXT_FEATURE))
     return f"source.{name}" if taken else name
 
 
@@ -110,7 +116,11 @@ def bad_feature(feature_D: np.ndarray) -> str | None:
 
 
 def write_shard(
-    path: Path, rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, type]
+    path: Path,
+    rows: Sequence[Row],
+    dims: Mapping[str, int],
+    columns: Mapping[str, type],
+    text_dims: Mapping[str, int] | None = None,
 ) -> ShardInfo:
     """Writes rows as one Parquet file, aside and renamed.
 
@@ -121,15 +131,16 @@ def write_shard(
         rows: at least one, in order.
         dims: name -> D of every feature.
         columns: names and types of `Row.extra`.
+        text_dims: name -> D of every text feature.
 
     Raises:
         OSError: the disk is full, or cannot be written.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(
-        _table(rows, dims, columns),
+        _table(rows, dims, columns, text_dims or {}),
         sink,
-        row_group_size=len(rows),
+        row_group_size=GROUP_ROWS if text_dims else len(rows),
         version="2.6",
         compression="zstd",
         compression_level=3,
@@ -143,7 +154,12 @@ def write_shard(
     return ShardInfo(path.name, len(rows), hashlib.sha256(content).hexdigest())
 
 
-def _table(rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, type]) -> pa.Table:
+def _table(
+    rows: Sequence[Row],
+    dims: Mapping[str, int],
+    columns: Mapping[str, type],
+    text_dims: Mapping[str, int],
+) -> pa.Table:
     arrays: dict[str, pa.Array] = {
         "id": pa.array([row.id for row in rows], pa.string()),
         "sample": pa.array([row.sample for row in rows], pa.string()),
@@ -161,6 +177,8 @@ def _table(rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, t
         assert feature_ND.dtype == np.float16
         flat = pa.array(feature_ND.ravel())
         arrays[FEATURE + name] = pa.FixedSizeListArray.from_arrays(flat, dim)
+    for name, dim in text_dims.items():
+        arrays[TEXT_FEATURE + name] = text_array([row.text_features[name] for row in rows], dim)
     for name, kind in columns.items():
         arrays[stored_name(name)] = pa.array(
             [row.extra.get(name) for row in rows], arrow_type(kind)
@@ -172,7 +190,7 @@ def _table(rows: Sequence[Row], dims: Mapping[str, int], columns: Mapping[str, t
 
 
 class Dataset:
-    """One split of a prepared dataset, in memory.
+    """One split of a prepared dataset, in memory but for the features of captions.
 
     Attributes:
         folder, split, manifest: what was opened.
@@ -181,6 +199,7 @@ class Dataset:
         image_ids: N arrays of int32 codes in raster order.
         grids: (N, 2) int16, code rows and columns.
         features: name -> (N, D) float16.
+        text_features: name -> the captions' features, read row by row when asked for.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest, table: pa.Table) -> None:
@@ -200,6 +219,11 @@ class Dataset:
             name.removeprefix(FEATURE): _fixed(table.column(name))
             for name in table.column_names
             if name.startswith(FEATURE)
+        }
+        shards = manifest.splits[split].shards
+        self.text_features = {
+            name: TextColumn(folder, shards, name, info.dim)
+            for name, info in manifest.text_features.items()
         }
 
     def __len__(self) -> int:

@@ -65,22 +65,22 @@ def _load_clip(folder: Path, projection: bool) -> PreTrainedModel:
     else:
         config = CLIPVisionConfig.from_dict(raw)
     kind = CLIPVisionModelWithProjection if projection else CLIPVisionModel
-    return _from_folder(kind, folder, {"config": config})
+    return from_folder(kind, folder, {"config": config})
 
 
 def _load_vit(folder: Path, projection: bool) -> PreTrainedModel:
-    return _from_folder(ViTModel, folder, {"add_pooling_layer": False})
+    return from_folder(ViTModel, folder, {"add_pooling_layer": False})
 
 
 def _load_dinov2(folder: Path, projection: bool) -> PreTrainedModel:
-    return _from_folder(Dinov2Model, folder, {})
+    return from_folder(Dinov2Model, folder, {})
 
 
 def _load_dinov2_with_registers(folder: Path, projection: bool) -> PreTrainedModel:
-    return _from_folder(Dinov2WithRegistersModel, folder, {})
+    return from_folder(Dinov2WithRegistersModel, folder, {})
 
 
-def _from_folder(kind: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+def from_folder(kind: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     """from_pretrained that reads safetensors only and refuses weights left at random."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # the unused text tower would be reported key by key
