@@ -12,12 +12,28 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 
+SIZES = {
+    "B": (12, 768, 12, 2048),
+    "L": (24, 1024, 16, 2816),
+    "XL": (36, 1280, 20, 3584),
+    "XXL": (48, 1536, 24, 4096),
+    "3B": (24, 3200, 32, 8704),
+}
+"""Name -> blocks, width, heads, feed-forward width: FoundationVision/LlamaGen ce98ec4, gpt.py."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A fresh model (used when --model names none), or how a text-only model is grown."""
 
     architecture: str = "llama"
-    """transformers' model type of a fresh causal language model."""
+    """Of a fresh model: a causal language model by transformers' model type; llamagen, which paints
+    the dataset's classes; or auto = llamagen where the dataset has classes, else llama."""
+    size: Literal["custom", "B", "L", "XL", "XXL", "3B"] = "custom"
+    """LlamaGen's sizes (111M, 343M, 775M, 1.4B, 3.1B); each sets layers, hidden-size, heads and
+    mlp-size of a fresh model. custom = as these say."""
+    dropout: float = 0.0
+    """Of a fresh llamagen: of its embeddings and of what each layer adds (0.1 in LlamaGen)."""
     layers: int = 6
     """Decoder blocks of a fresh model."""
     hidden_size: int = 192
@@ -41,6 +57,13 @@ class ModelConfig:
     tokens, where the fused backward pass takes a fifth of a step)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if self.size != "custom":
+            names = ("layers", "hidden_size", "heads", "mlp_size")
+            for name, value in zip(names, SIZES[self.size], strict=True):
+                object.__setattr__(self, name, value)
+        _require(0 <= self.dropout < 1, "--model.dropout must be in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True)
