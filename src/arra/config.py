@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
-
 SIZES = {
     "B": (12, 768, 12, 2048),
     "L": (24, 1024, 16, 2816),
