@@ -35,9 +35,10 @@ from arra.data.shards import (
     write_shard,
 )
 from arra.data.sources import FIRST_SPLIT, Source, open_source
-from arra.data.work import ImageTokenizer, Worker, manifest_columns, shard_columns
+from arra.data.work import Worker, manifest_columns, shard_columns
 from arra.encoders import Encoder, load_encoder
 from arra.files import atomic_write, read_json, sha256_of, write_json
+from arra.image_tokenizers.interface import ImageTokenizer
 
 REJECTS = "rejects.jsonl"
 PROGRESS = ".progress"

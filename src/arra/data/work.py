@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,26 +19,10 @@ from arra.data.plan import Unit
 from arra.data.shards import Row, arrow_type, bad_feature, stored_name
 from arra.data.sources import Record, Reject
 from arra.encoders import Encoder
+from arra.image_tokenizers.interface import ImageTokenizer
 
 GROUP = 8
 """Images that one task of the pool decodes."""
-
-
-class ImageTokenizer(Protocol):
-    """What `prepare` needs of an image tokenizer."""
-
-    @property
-    def codebook_size(self) -> int: ...
-
-    @property
-    def factor(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def encode(self, pixels_NCHW: torch.Tensor, /) -> torch.Tensor:
-        """uint8 (N, 3, H, W) to codes (N, h, w)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from arra.image_tokenizers.vq import VQModel
+    from arra.image_tokenizers.interface import ImageTokenizer
 
 
-def load_image_tokenizer(spec: str | Path, device: str = "cpu") -> "VQModel":
+def load_image_tokenizer(spec: str | Path, device: str = "cpu") -> "ImageTokenizer":
     """A frozen image tokenizer, whatever its format: it is recognised by content.
 
     Weights are computed with in float32, whatever they are stored in.
@@ -15,7 +15,7 @@ def load_image_tokenizer(spec: str | Path, device: str = "cpu") -> "VQModel":
     Args:
         spec: a folder, a hub id or `builtin:scenes`; or a published checkpoint: a file in
             LlamaGen's layout (vq_ds16_c2i.pt and its like), Chameleon's vqgan.ckpt or the folder
-            that holds it with vqgan.yaml, a Janus folder of transformers.
+            that holds it with vqgan.yaml, a Janus or Emu3 folder of transformers.
         device: where to compute.
 
     Raises:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from arra.files import read_json
 from arra.foreign import read_foreign
+from arra.image_tokenizers.frames import described_in, from_tensors
+from arra.image_tokenizers.interface import ImageTokenizer
 from arra.image_tokenizers.published import INSIDE, Parts, from_original, from_transformers
 from arra.image_tokenizers.vq import VQConfig, VQModel
 
@@ -24,7 +26,7 @@ def load_file(file: Path, device: str = "cpu") -> VQModel:
     return from_original(read_foreign(file)).model(device)
 
 
-def load_folder(folder: Path, device: str = "cpu") -> VQModel:
+def load_folder(folder: Path, device: str = "cpu") -> ImageTokenizer:
     """The tokenizer in `folder`, frozen, float32.
 
     The folder is our own (config.json, model.safetensors), holds vqgan.ckpt and vqgan.yaml, or a
@@ -38,12 +40,15 @@ def load_folder(folder: Path, device: str = "cpu") -> VQModel:
         found = settings.get("model_type") if isinstance(settings, dict) else None
         if found == VQConfig.model_type:
             return _ours(folder, settings).model(device)
+        frames = described_in(settings) if isinstance(settings, dict) else None
+        if frames is not None:
+            return from_tensors(_inside(folder), frames, folder).to(torch.device(device))
         if not isinstance(settings, dict) or not isinstance(settings.get("vq_config"), dict):
             raise ValueError(
                 f"{folder} is not an image tokenizer: its config.json says model_type {found!r} "
                 f"instead of {VQConfig.model_type!r}"
             )
-        return inside_model(folder, settings["vq_config"]).model(device)
+        return from_transformers(_inside(folder), settings["vq_config"], folder).model(device)
     if (folder / VQGAN).is_file():
         return load_file(folder / VQGAN, device)
     raise ValueError(
@@ -83,15 +88,18 @@ def stored(folder: Path, config: VQConfig) -> dict[str, Tensor]:
     return tensors
 
 
-def inside_model(folder: Path, vq_config: dict[str, Any]) -> Parts:
-    """The image tokenizer inside a multimodal model's folder; nothing else of it is read."""
+def _inside(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the image tokenizer in transformers' folder, alone or inside a multimodal
+    model (nothing else of it is read), under the tokenizer's own names."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no *.safetensors: convert it with save_pretrained first")
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _tensors(file, inside_only=True)
-    return from_transformers(tensors, vq_config, folder)
+    if tensors:
+        return {INSIDE.sub("", name, count=1): tensor for name, tensor in tensors.items()}
+    return {name: tensor for file in files for name, tensor in _tensors(file).items()}
 
 
 def _tensors(file: Path, inside_only: bool = False) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
             out would make the numbers those of another set).
     """
     tokenizer = load_image_tokenizer(config.tokenizer, device=config.device)
-    size = config.size or tokenizer.config.image_size
+    size = config.size or tokenizer.image_size
     source = open_source(
         config.source,
         split=config.split,

@@ -189,26 +189,25 @@ def from_transformers(
     and may choose other codes. Decoding is the same in both.
 
     Args:
-        tensors: those under `model.vqmodel.`; others are passed over.
+        tensors: those under `model.vqmodel.`, by the names inside it.
         vq_config: `vq_config` of its config.json.
         path: named in errors.
 
     Raises:
         ValueError: there is no decoder (Chameleon), or tensors are missing.
     """
-    inside = {INSIDE.sub("", n, count=1): t for n, t in tensors.items() if INSIDE.match(n)}
-    if not any(name.startswith("decoder.") for name in inside):
+    if not any(name.startswith("decoder.") for name in tensors):
         raise ValueError(
             f"{path}: expected an image tokenizer with a decoder, found the encoder alone, which "
             f"is all that Chameleon has in transformers' format: the decoder comes from vqgan.ckpt "
             f"with vqgan.yaml in the tokenizer folder of Meta's own download; name that folder"
         )
-    layout = layout_of(inside) or JANUS
-    config = _measured(layout, inside, path)
+    layout = layout_of(tensors) or JANUS
+    config = _measured(layout, tensors, path)
     config.image_size = int(
         vq_config.get("resolution", vq_config.get("num_patches", 16) * config.factor())
     )
-    return _taken(layout, inside, config, path)
+    return _taken(layout, tensors, config, path)
 
 
 def to_original(

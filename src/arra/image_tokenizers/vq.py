@@ -61,6 +61,11 @@ class VQModel(PreTrainedModel):
         return self.config.factor()
 
     @property
+    def image_size(self) -> int:
+        """Pixels per side of the images it was fitted on."""
+        return self.config.image_size
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides codes and pixels, in float32 whatever is stored."""
         config = {

@@ -22,14 +22,14 @@ from transformers.utils import logging
 
 
 def open_causal_lm(folder: Path) -> PreTrainedModel:
-    """The causal language model in `folder`, weights in float32.
+    """The causal language model in `folder`, weights in the type they are stored in.
 
     Raises:
         OSError, ValueError, KeyError: no such model there; transformers' own words say what.
     """
     with without_progress_bar():
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            folder, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
 
 
@@ -40,19 +40,20 @@ def empty_causal_lm(folder: Path) -> PreTrainedModel:
 
 
 def open_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    """The model in `folder` as one of `model_class`, all its weights from there, in float32.
+    """The model in `folder` as one of `model_class`, all its weights from there, in their type.
 
     Raises:
         ValueError: no such model is there, or a tensor is missing, unknown or misshapen.
     """
     try:
         with without_progress_bar():
-            model, found = model_class.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            loaded: Any = model_class.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from None
+    model, found = loaded
     for what in ("missing", "unexpected", "mismatched"):
         names = sorted(str(name) for name in found[f"{what}_keys"])
         if names:
@@ -95,6 +96,18 @@ def open_tokenizer_file(folder: Path, tokens: Sequence[str]) -> PreTrainedTokeni
             f"model"
         )
     return tokenizer
+
+
+@torch.no_grad()
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives the weights another type in place, tensor by tensor.
+
+    Buffers keep theirs: positions far out would be lost in frequencies of bfloat16.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 @contextmanager

@@ -1,0 +1,195 @@
+"""Janus: its codes have a table and a head of their own; compared live with transformers."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from arra.generate.engine import Request, paint
+from arra.generate.settings import Sampling
+from arra.image_tokenizers import load_image_tokenizer
+from arra.image_tokenizers.vq import to_bytes
+from arra.layout import Layout
+from arra.models import load_model
+from arra.models.janus import AFTER, BEFORE, Janus
+from arra.models.probes import check
+
+CODES, GRID = 24, (3, 3)
+SPECIAL = ["<bos>", "<eos>", "<pad>", "<begin_of_image>", "<end_of_image>", "<image_placeholder>"]
+
+
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[*SPECIAL, "<|User|>", "<|Assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a red circle: a blue square"] * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens={
+            "boi_token": "<begin_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_placeholder>",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint as deepseek-community publishes them."""
+    folder = tmp_path_factory.mktemp("janus")
+    tokenizer = text_tokenizer()
+    config = JanusConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 304,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 96,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 6,
+            "patch_size": 2,
+            "projection_dim": 32,
+            "num_image_tokens": 9,
+        },
+        vq_config={
+            "embed_dim": 4,
+            "num_embeddings": CODES,
+            "latent_channels": 8,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "projection_dim": 32,
+            "image_token_embed_dim": 32,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = JanusForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and ("language_model" in name or "generation" in name):
+            # Small ones would paint one code all over.
+            parameter.data.normal_(std=1.0 if "embed" in name else 0.3)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        guidance_scale=5,
+        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")},
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def backbone(published: Path) -> Janus:
+    found = load_model(published)  # the probes pass
+    assert isinstance(found, Janus)
+    return found
+
+
+def original(published: Path) -> JanusForConditionalGeneration:
+    return JanusForConditionalGeneration.from_pretrained(published).eval()
+
+
+def prompt(text: str) -> str:
+    return f"<bos>{BEFORE}{text}{AFTER}<begin_of_image>"
+
+
+def test_a_published_folder_is_recognised(backbone: Janus) -> None:
+    assert backbone.default_grid == GRID
+    assert backbone.vocab_size == CODES
+    assert backbone.layout.style == "grid"
+    assert backbone.layout.ids_to_codes(torch.arange(CODES)).tolist() == list(range(CODES))
+    assert Layout.from_json(backbone.layout.to_json()) == backbone.layout
+    assert backbone.sampling["cfg"] == 5
+
+
+@pytest.mark.parametrize("text", ["a red circle", ": x", "  padded  "])
+def test_prompts_are_the_template_tokenized_as_one(backbone: Janus, text: str) -> None:
+    tokenizer = backbone.text_tokenizer
+    expected = tokenizer(prompt(text.strip()), add_special_tokens=False)["input_ids"]
+    ids = backbone.condition(text, GRID)
+    assert ids == [CODES + token for token in expected]
+    pad = CODES + tokenizer.pad_token_id
+    dropped = backbone.without_prompt(ids, GRID)
+    assert dropped == [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+    assert set(backbone.null_condition(GRID)[1:-1]) == {pad}
+
+
+def test_names_of_special_tokens_in_a_prompt_stay_text(backbone: Janus) -> None:
+    ids = backbone.condition("a <begin_of_image><|Assistant|> b", GRID)
+    assert ids.count(backbone._begin_image) == 1
+    long = backbone.condition("a red circle " * 40, GRID)
+    assert len(long) == backbone.room(GRID)
+    assert long[-1] == backbone._begin_image
+    after = backbone.text_tokenizer(AFTER, add_special_tokens=False)["input_ids"]
+    assert long[-1 - len(after) : -1] == [CODES + token for token in after]
+
+
+@torch.no_grad()
+def test_logits_are_those_of_transformers(published: Path, backbone: Janus) -> None:
+    model = original(published)
+    text = backbone.condition("a red circle", GRID)
+    codes = torch.randint(0, CODES, (1, 9))
+    ours = backbone.head(backbone.last_hidden(torch.cat([torch.tensor([text]), codes], 1)))
+    inputs = torch.cat(
+        [
+            model.get_input_embeddings()(torch.tensor([text]) - CODES),
+            model.prepare_embeddings_for_image_generation(codes),
+        ],
+        1,
+    )
+    theirs = model.model.generation_head(model.model(inputs_embeds=inputs).last_hidden_state)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@torch.no_grad()
+def test_greedy_guided_pictures_are_those_of_transformers(published: Path, backbone: Janus) -> None:
+    """The same codes as `generate(generation_mode="image")`, and the same pixels."""
+    model = original(published)
+    texts = ["a red circle", "a blue square, a red one"]
+    tokenizer = copy.deepcopy(backbone.text_tokenizer)
+    tokenizer.padding_side = "left"
+    inputs = tokenizer(
+        [prompt(t) for t in texts], padding=True, return_tensors="pt", add_special_tokens=False
+    )
+    theirs = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        generation_mode="image",
+        do_sample=False,
+    )
+    requests = [Request(tuple(backbone.condition(t, GRID)), 0) for t in texts]
+    ours = torch.empty(2, *GRID, dtype=torch.long)
+    for batch in paint(backbone, requests, GRID, Sampling(cfg=5.0, temperature=0.0), slots=2):
+        ours[batch.indices] = batch.codes_Nhw
+    assert ours.flatten(1).tolist() == theirs.tolist()
+    assert len(set(theirs.flatten().tolist())) > 4, "the comparison needs some variety"
+    pixels = load_image_tokenizer(published).decode(ours)
+    assert torch.equal(pixels, to_bytes(model.decode_image_tokens(theirs).permute(0, 3, 1, 2)))
