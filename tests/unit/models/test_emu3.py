@@ -1,0 +1,236 @@
+"""Emu3: sizes are digits of text; compared live with transformers' classes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+
+from arra.generate.engine import Request, paint
+from arra.generate.settings import Sampling
+from arra.image_tokenizers import load_image_tokenizer
+from arra.image_tokenizers.vq import to_bytes
+from arra.layout import Image, Layout, Text
+from arra.models import load_model
+from arra.models.emu3 import PARTS, Emu3
+
+CODES, GRID = 20, (3, 4)
+BOS, EOS, PAD = "<|extra_203|>", "<|extra_204|>", "<|endoftext|>"
+
+
+def text_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290 + len(tokens),
+        special_tokens=tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["a red circle, a blue square"] * 3, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
+    )
+
+
+def special_tokens() -> list[str]:
+    codes = [f"<|visual token {code:06d}|>" for code in range(CODES)]
+    return [PAD, BOS, EOS, "<image>", *(n for n in PARTS.values() if n.startswith("<|")), *codes]
+
+
+def publish(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny random checkpoint as BAAI publishes them in transformers' format."""
+    config = Emu3Config(
+        text_config={
+            "vocab_size": len(tokenizer) + 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 96,
+            "attention_dropout": 0.0,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vq_config={
+            "codebook_size": CODES,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "attn_resolutions": [1],
+            "hidden_size": 32,
+        },
+        vocabulary_map=tokenizer.get_vocab(),
+    )
+    torch.manual_seed(0)
+    model = Emu3ForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "vqmodel" not in name:
+            # Small ones would paint one code all over.
+            parameter.data.normal_(std=1.0 if "embed" in name else 0.3)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(tmp_path_factory.mktemp("emu3"), text_tokenizer(special_tokens()))
+
+
+@pytest.fixture
+def backbone(published: Path) -> Emu3:
+    found = load_model(published)  # the probes pass
+    assert isinstance(found, Emu3)
+    return found
+
+
+def original(published: Path) -> Emu3ForConditionalGeneration:
+    return Emu3ForConditionalGeneration.from_pretrained(published).eval()
+
+
+def written(text: str, codes: list[int] | None = None) -> str:
+    """A sequence in the words of the original processor and dataset."""
+    rows = "".join(
+        "".join(f"<|visual token {c:06d}|>" for c in (codes or [])[row * 4 : row * 4 + 4])
+        + "<|extra_200|>"
+        for row in range(GRID[0])
+    )
+    end = f"{rows}<|extra_201|><|image end|>" if codes else ""
+    return f"{BOS}{text}<|image start|>3*4<|image token|>{end}"
+
+
+def test_a_sequence_is_the_published_format(backbone: Emu3) -> None:
+    tokenizer, codes = backbone.text_tokenizer, [(7 * i) % CODES for i in range(12)]
+    prompt = Text(tuple(backbone.condition("a red circle", GRID)))
+    sample = backbone.layout.sample([prompt, Image(tuple(codes), *GRID)])
+    expected = tokenizer(written("a red circle", codes), add_special_tokens=False)["input_ids"]
+    assert sample.ids == expected
+    held = [
+        token
+        for token, cell in zip(sample.ids, sample.cell_of["holding"], strict=True)
+        if cell >= 0
+    ]
+    assert backbone.layout.ids_to_codes(torch.tensor(held)).tolist() == codes
+    assert Layout.from_json(json.loads(json.dumps(backbone.layout.to_json()))) == backbone.layout
+    assert backbone.null_condition(GRID) == [tokenizer.bos_token_id]
+    assert backbone.sampling["cfg"] == 3
+    assert backbone.sampling["top_k"] == 2048
+
+
+def test_names_of_codes_in_a_prompt_stay_text(backbone: Emu3) -> None:
+    ids = backbone.condition("a <|visual token 000003|>", GRID)
+    assert not set(ids) & set(backbone.layout.code_ids)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_transformers(published: Path, backbone: Emu3) -> None:
+    text = written("a red circle", list(range(12)))
+    ids = backbone.text_tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    theirs = original(published)(input_ids=ids).logits
+    ours = backbone.head(backbone.last_hidden(ids))
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@torch.no_grad()
+def test_greedy_guided_pictures_are_those_of_transformers(published: Path, backbone: Emu3) -> None:
+    """The same codes as `generate` with the documented constraint, and the same pixels."""
+    model, tokenizer = original(published), backbone.text_tokenizer
+    (height, width), known = GRID, tokenizer.get_vocab()
+    inputs = tokenizer(written("a red circle"), add_special_tokens=False, return_tensors="pt")
+    null = tokenizer(written(""), add_special_tokens=False, return_tensors="pt")
+    prompt = inputs["input_ids"].shape[1]
+    ends = [known["<|extra_201|>"], known["<|image end|>"], tokenizer.eos_token_id]
+
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        step = len(ids) - prompt
+        if step >= height * (width + 1):
+            return [ends[step - height * (width + 1)]]
+        is_end = step % (width + 1) == width
+        return [known["<|extra_200|>"]] if is_end else list(backbone.layout.code_ids)
+
+    theirs = model.generate(
+        **inputs,
+        max_new_tokens=height * (width + 1) + 3,
+        prefix_allowed_tokens_fn=allowed,
+        guidance_scale=3.0,
+        negative_prompt_ids=null["input_ids"],
+        negative_prompt_attention_mask=null["attention_mask"],
+        do_sample=False,
+    )[:, prompt:]
+    request = Request(tuple(backbone.condition("a red circle", GRID)), 0)
+    greedy = Sampling(cfg=3.0, temperature=0.0)
+    ours = next(iter(paint(backbone, [request], GRID, greedy, slots=1))).codes_Nhw
+    rows = theirs[:, :-3].view(1, height, width + 1)
+    assert set(rows[..., -1].flatten().tolist()) == {known["<|extra_200|>"]}
+    assert torch.equal(backbone.layout.ids_to_codes(rows[..., :-1]), ours)
+    assert len(set(ours.flatten().tolist())) > 3, "the comparison needs some variety"
+    pixels = model.decode_image_tokens(image_tokens=theirs, height=height, width=width)
+    assert torch.equal(load_image_tokenizer(published).decode(ours), to_bytes(pixels))
+
+
+@torch.no_grad()
+def test_codes_are_those_of_transformers(published: Path, tmp_path: Path) -> None:
+    tokenizer = load_image_tokenizer(published)
+    assert (tokenizer.codebook_size, tokenizer.factor) == (CODES, 2)
+    assert tokenizer.codebook.shape == (CODES, 4)
+    pixels = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8)
+    values = pixels.float() / 127.5 - 1
+    theirs = original(published).model.vqmodel.encode(values, image_sizes=[(6, 8)] * 2).image_tokens
+    codes = tokenizer.encode(pixels)
+    assert torch.equal(codes, torch.stack(theirs))
+    tokenizer.save_pretrained(tmp_path / "own")
+    again = load_image_tokenizer(tmp_path / "own")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert torch.equal(again.decode(codes), tokenizer.decode(codes))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        tokenizer.encode(pixels[..., :7])
+    with pytest.raises(ValueError, match=f"codes are 0..{CODES - 1}"):
+        tokenizer.decode(codes + CODES)
+
+
+def test_pixels_have_the_range_that_the_folder_says(published: Path, tmp_path: Path) -> None:
+    plain = load_image_tokenizer(published)
+    plain.save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.3] * 3}))
+    shifted = load_image_tokenizer(tmp_path)
+    assert shifted.fingerprint != plain.fingerprint
+    codes = torch.arange(4).view(1, 2, 2)
+    assert not torch.equal(shifted.decode(codes), plain.decode(codes))
+
+
+def test_wrong_folders_are_refused_in_one_sentence(published: Path, tmp_path: Path) -> None:
+    merged = text_tokenizer(special_tokens())
+    merged.add_tokens(["12"])  # spells 12 as one token
+    cases = {
+        "number by number": (publish(tmp_path / "a", merged), "does not spell numbers"),
+        "unnumbered": (
+            publish(tmp_path / "b", text_tokenizer(special_tokens()[:-1])),
+            "vocabulary_map has 19 visual tokens",
+        ),
+    }
+    (published / "tokenizer.json").rename(tmp_path / "kept.json")
+    try:
+        with pytest.raises(ValueError, match="has no tokenizer"):
+            load_model(published)
+    finally:
+        (tmp_path / "kept.json").rename(published / "tokenizer.json")
+    for folder, words in cases.values():
+        with pytest.raises(ValueError, match=words):
+            load_model(folder)
