@@ -6,9 +6,11 @@ A family is one file beside this one, named after the `model_type` of its config
 
 import importlib
 import importlib.util
+import pkgutil
 from pathlib import Path
 
 from arra.files import read_json
+from arra.foreign import Foreign
 from arra.models.base import Backbone
 
 
@@ -38,3 +40,22 @@ def family_named(model_type: str) -> type[Backbone]:
     from arra.models.causal_lm import CausalLM
 
     return CausalLM
+
+
+def open_foreign(foreign: Foreign) -> Backbone:
+    """The backbone in somebody else's checkpoint file, told by the names of its tensors.
+
+    Raises:
+        ValueError: no family has such a layout, or its own does not fit.
+    """
+    here = str(Path(__file__).parent)
+    for info in pkgutil.iter_modules([here], "arra.models."):
+        family = getattr(importlib.import_module(info.name), "FAMILY", None)
+        backbone = None if family is None else family.from_foreign(foreign)
+        if backbone is not None:
+            return backbone
+    names = sorted(foreign.tensors)
+    raise ValueError(
+        f"{foreign.path}: expected the transformer of a published painter (LlamaGen's c2i or t2i), "
+        f"found {len(names)} tensors such as {', '.join(names[:2])}"
+    )

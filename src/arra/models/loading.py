@@ -15,10 +15,11 @@ from transformers import (
 
 from arra.config import ModelConfig
 from arra.files import read_json, write_json
+from arra.foreign import read_foreign
 from arra.layout import Layout
 from arra.models.base import Backbone
 from arra.models.causal_lm import CausalLM, grow
-from arra.models.families import family_of
+from arra.models.families import family_of, open_foreign
 from arra.models.folders import open_text_tokenizer
 from arra.models.probes import check
 from arra.resolve import resolve_folder
@@ -28,13 +29,15 @@ PIPELINE = "pipeline.json"
 
 def load_model(spec: str | Path, device: str | torch.device = "cpu") -> Backbone:
     """A model that can paint: an exported folder, a run folder, a checkpoint in its family's own
-    published format, or `builtin:scenes`.
+    published format (a folder, or a file such as c2i_B_256.pt), or `builtin:scenes`.
 
     Raises:
         ValueError: a model that was never taught to paint, a missing file, a failed probe.
     """
-    folder = resolve_folder(spec, "model")
-    if (folder / PIPELINE).is_file():
+    folder = _place(spec)
+    if folder.is_file():
+        backbone = open_foreign(read_foreign(folder))
+    elif (folder / PIPELINE).is_file():
         backbone = _ours(folder)
     else:
         backbone = family_of(folder).as_published(folder)
@@ -59,6 +62,12 @@ def _ours(folder: Path) -> Backbone:
         load_weights(model, load_file(weights), weights)
     texts = folder / "tokenizer"
     return family.assemble(model, open_text_tokenizer(texts) if texts.is_dir() else None, layout)
+
+
+def _place(spec: str | Path) -> Path:
+    """The file or the folder that is meant."""
+    path = Path(spec).expanduser()
+    return path if path.is_file() else resolve_folder(spec, "model")
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -108,8 +117,9 @@ def _backbone(
     if spec is None:
         torch.manual_seed(seed)
         return _fresh(config, codebook_KC, captions, seed)
-    folder = resolve_folder(spec, "model")
-    if (folder / PIPELINE).is_file() or family_of(folder) is not CausalLM:
+    folder = _place(spec)
+    paints = folder.is_file() or (folder / PIPELINE).is_file()
+    if paints or family_of(folder) is not CausalLM:
         backbone = load_model(spec)
         if len(backbone.layout.code_ids) != len(codebook_KC):
             raise ValueError(
