@@ -19,6 +19,7 @@ import transformers
 from arra.data.images import CROP
 from arra.data.shards import shard_name
 from arra.data.sources import Rows, Source
+from arra.data.text_column import TEXT_FEATURE
 from arra.files import read_json, write_json
 
 FILE = "plan.json"
@@ -93,7 +94,7 @@ def make_plan(
         options: the flags that decide bytes, as they were given.
         parts: the dataset's splits.
         tokenizer: fingerprint of the image tokenizer.
-        encoders: feature name -> fingerprint of the encoder.
+        encoders: feature name -> fingerprint of the encoder; of captions, with their prefix.
         threads, device: as resolved.
     """
     return {
@@ -152,7 +153,8 @@ def _changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
             changes.append(f"{what} ({_short(begun[name])}, now {_short(plan[name])})")
     for name in sorted({*begun["encoders"], *plan["encoders"]}):
         if begun["encoders"].get(name) != plan["encoders"].get(name):
-            changes.append(f"the encoder of feature {name!r} is another")
+            what = "--text-encoder or --text-length" if name.startswith(TEXT_FEATURE) else "encoder"
+            changes.append(f"the {what} of feature {name!r} is another")
     if begun["sources"] != plan["sources"] or begun["rows"] != plan["rows"]:
         changes.append("the source's content is another")
     for name, version in plan["versions"].items():

@@ -8,116 +8,43 @@ import contextlib
 import errno
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from PIL import Image
 
 from arra.data.feature_statistics import feature_infos
 from arra.data.images import CROP
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import Unit, make_plan, settle_plan, split_off, units_of
+from arra.data.prepare_config import PrepareConfig, named_encoders, split_name
 from arra.data.progress import Meter
 from arra.data.shards import (
     Manifest,
     ShardInfo,
     SplitInfo,
+    TextFeatureInfo,
     TokenizerInfo,
     read_manifest,
     write_manifest,
     write_shard,
 )
 from arra.data.sources import FIRST_SPLIT, Source, open_source
+from arra.data.text_column import TEXT_FEATURE
 from arra.data.work import Worker, manifest_columns, shard_columns
 from arra.encoders import Encoder, load_encoder
+from arra.encoders.text import TextEncoder, load_text_encoder
 from arra.files import atomic_write, read_json, sha256_of, write_json
 from arra.image_tokenizers.interface import ImageTokenizer
 
 REJECTS = "rejects.jsonl"
 PROGRESS = ".progress"
 """Folder with one small JSON file per finished shard: what makes `prepare` resumable."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Turns images and captions into a dataset of image codes and encoder features."""
-
-    source: Annotated[str, tyro.conf.Positional]
-    """Folder, Parquet/JSONL/CSV file, hub id, or builtin:scenes (builtin:scenes:1-4 for up to four
-    shapes)."""
-    image_tokenizer: str
-    """Folder, hub id or builtin:scenes: makes the codes."""
-    out: Path
-    """Folder to write; the same command again resumes or repairs it."""
-    encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]FOLDER|HUB_ID|builtin:NAME[@class|projected|mean|both]: makes the features; may be
-    given several times. NAME is the feature's name (default: the encoder's); pooling: class."""
-    size: int = 256
-    """Pixels per side of the centre crop that tokenizer and encoders see."""
-    text_column: str = "text"
-    """Column that holds the caption."""
-    image_column: str = "image"
-    """Column that holds the image or its path."""
-    limit: int | None = None
-    """Rows to read of each split of the source; default: all."""
-    splits: tuple[str, ...] = ()
-    """Splits of the source to prepare; default: all that it has."""
-    val_fraction: float = 0.02
-    """Fraction of train that becomes val where the source has no val; 0 takes none."""
-    batch_size: int = 32
-    """Images per pass through tokenizer and encoders."""
-    shard_rows: int = 1024
-    """Source rows per shard: at most so many are lost when the work is stopped."""
-    threads: int = 0
-    """CPU threads of tokenizer and encoders; 0 = what torch takes, kept when resuming."""
-    workers: int = 0
-    """Threads that decode images; 0 = one per core. Has no influence on the result."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto = cuda where there is one."""
-    seed: int = 0
-    """Seed of the choice of val rows, and of builtin:scenes."""
-
-    def __post_init__(self) -> None:
-        for name in ("size", "batch_size", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("threads", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError("--limit must be at least 1")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError("--val-fraction must be at least 0 and less than 1")
-        named_encoders(self.encoder)
-
-
-def named_encoders(specs: tuple[str, ...]) -> dict[str | None, list[str]]:
-    """Feature name -> encoder spec (in a list: unnamed ones share the key None).
-
-    Raises:
-        ValueError: a name twice, or one that cannot be a column name.
-    """
-    named: dict[str | None, list[str]] = {}
-    for spec in specs:
-        name, equals, rest = spec.partition("=")
-        if not equals or "/" in name:  # an = within a path belongs to the path
-            named.setdefault(None, []).append(spec)
-            continue
-        if not _NAME.fullmatch(name) or not rest:
-            raise ValueError(f"--encoder {spec}: write NAME=ENCODER, NAME of letters, digits, _.-")
-        if name in named:
-            raise ValueError(f"--encoder: the name {name!r} is given twice")
-        named[name] = [rest]
-    return named
 
 
 def prepare(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None) -> Path:
@@ -144,13 +71,16 @@ def prepare(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None
             f"makes one code of {image_tokenizer.factor} pixels: choose a multiple"
         )
     encoders = _load_encoders(config.encoder, device)
+    text_encoders = _load_text_encoder(config, device)
+    fingerprints = {name: encoder.fingerprint for name, encoder in encoders.items()}
+    fingerprints |= {TEXT_FEATURE + name: e.fingerprint for name, e in text_encoders.items()}
     plan = settle_plan(
         out,
         make_plan(
             _options(config),
             parts=parts,
             tokenizer=image_tokenizer.fingerprint,
-            encoders={name: encoder.fingerprint for name, encoder in encoders.items()},
+            encoders=fingerprints,
             threads=config.threads or torch.get_num_threads(),
             device=device,
         ),
@@ -158,11 +88,19 @@ def prepare(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None
     units = units_of(parts, config.shard_rows)
     try:
         with _settled(plan["threads"]), _pool(config.workers) as pool:
-            worker = Worker(image_tokenizer, encoders, config.size, config.batch_size, device, pool)
+            worker = Worker(
+                image_tokenizer,
+                encoders,
+                config.size,
+                config.batch_size,
+                device,
+                pool,
+                text_encoders,
+            )
             made = _make_units(out, units, worker)
         if not made and _is_finished(out):
             return out
-        _finish(config, out, parts, units, image_tokenizer, encoders)
+        _finish(config, out, parts, units, image_tokenizer, encoders, text_encoders)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -195,6 +133,7 @@ def _open(config: PrepareConfig) -> dict[str, Source]:
 def _options(config: PrepareConfig) -> dict[str, Any]:
     """The flags that decide bytes. What was named is compared by its content instead."""
     left_out = {"source", "image_tokenizer", "out", "encoder", "workers", "device"}
+    left_out |= {"text_encoder", "text_length"}
     return {k: v for k, v in asdict(config).items() if k not in left_out} | {
         "splits": list(config.splits)
     }
@@ -212,6 +151,15 @@ def _load_encoders(specs: tuple[str, ...], device: str) -> dict[str, Encoder]:
                 )
             encoders[key] = encoder
     return {name: encoders[name] for name in sorted(encoders)}
+
+
+def _load_text_encoder(config: PrepareConfig, device: str) -> dict[str, TextEncoder]:
+    """By feature name: one, or none."""
+    if config.text_encoder is None:
+        return {}
+    name, spec = split_name("--text-encoder", config.text_encoder)
+    encoder = load_text_encoder(spec, config.text_length, device)
+    return {name or encoder.name: encoder}
 
 
 def _device(name: str) -> str:
@@ -260,7 +208,7 @@ def _make_units(out: Path, units: list[Unit], worker: Worker) -> int:
             shard = None
             if rows:
                 columns = shard_columns(unit.source.columns)
-                shard = write_shard(out / unit.file, rows, worker.dims, columns)
+                shard = write_shard(out / unit.file, rows, worker.dims, columns, worker.text_dims)
             write_json(
                 _note(out, unit),
                 {
@@ -311,6 +259,7 @@ def _finish(
     units: list[Unit],
     tokenizer: ImageTokenizer,
     encoders: Mapping[str, Encoder],
+    text_encoders: Mapping[str, TextEncoder],
 ) -> None:
     notes = {(unit.split, unit.number): read_json(_note(out, unit)) for unit in units}
     splits: dict[str, SplitInfo] = {}
@@ -353,6 +302,10 @@ def _finish(
             },
             rejects=len(rejects),
             rejects_sha256=sha256_of(out / REJECTS),
+            text_features={
+                name: TextFeatureInfo(e.dim, e.fingerprint, _anchored(e.spec), e.length)
+                for name, e in text_encoders.items()
+            },
         ),
     )
 

@@ -11,6 +11,7 @@ the groups read last stay in memory, up to CACHE_BYTES.
 Legend: n tokens of one caption, D feature width, G rows of a row group.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -46,7 +47,7 @@ def text_array(captions: Sequence[np.ndarray], dim: int) -> pa.Array:
         assert caption_nD.dtype == np.float16
         assert caption_nD.shape[1] == dim
     offsets = np.cumsum([0, *(len(caption_nD) for caption_nD in captions)]).astype(np.int32)
-    flat = np.concatenate(captions).astype("<f2").tobytes()
+    flat = np.ascontiguousarray(np.concatenate(captions), "<f2").view(np.uint8)
     values = pa.Array.from_buffers(pa.binary(2 * dim), offsets[-1], [None, pa.py_buffer(flat)])
     return pa.ListArray.from_arrays(offsets, values)
 
@@ -108,7 +109,7 @@ class TextColumn:
         rows = column.combine_chunks()
         flat_TD = np.frombuffer(rows.values.buffers()[1], "<f2").reshape(-1, self.dim)
         offsets = rows.offsets.to_numpy() + rows.values.offset
-        return [flat_TD[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+        return [flat_TD[a:b] for a, b in itertools.pairwise(offsets)]
 
     def _opened(self, shard: int) -> pq.ParquetFile:
         return pq.ParquetFile(self.folder / self.shards[shard].file, memory_map=True)
@@ -116,4 +117,3 @@ class TextColumn:
 
 def _size(captions: Sequence[np.ndarray]) -> int:
     return sum(caption_nD.nbytes for caption_nD in captions)
-

@@ -1,6 +1,7 @@
 """From source rows to the rows of one shard: decode, crop once, encode in batches.
 
-Legend: N images, D feature width, h and w code rows and columns, H and W pixels.
+Legend: N images, D feature width, n tokens of a caption, h and w code rows and columns, H and W
+pixels.
 """
 
 from collections import deque
@@ -19,6 +20,7 @@ from arra.data.plan import Unit
 from arra.data.shards import Row, arrow_type, bad_feature, stored_name
 from arra.data.sources import Record, Reject
 from arra.encoders import Encoder
+from arra.encoders.text import TextEncoder
 from arra.image_tokenizers.interface import ImageTokenizer
 
 GROUP = 8
@@ -43,6 +45,7 @@ class Worker:
         batch_size: images per pass; batches never cross a unit.
         device: where tokenizer and encoders are.
         pool: threads that decode and preprocess.
+        text_encoders: what each caption goes through, by feature name.
     """
 
     def __init__(
@@ -53,10 +56,13 @@ class Worker:
         batch_size: int,
         device: str,
         pool: ThreadPoolExecutor,
+        text_encoders: Mapping[str, TextEncoder],
     ) -> None:
         self.tokenizer, self.encoders, self.size = tokenizer, encoders, size
         self.batch_size, self.device, self.pool = batch_size, device, pool
+        self.text_encoders = text_encoders
         self.dims = {name: encoder.dim for name, encoder in encoders.items()}
+        self.text_dims = {name: encoder.dim for name, encoder in text_encoders.items()}
 
     def make(
         self, unit: Unit, progress: Callable[[int, int], None]
@@ -136,30 +142,43 @@ class Worker:
             value_ND = encoder.pool(seen_NCHW.to(self.device)).to(torch.float16).cpu().numpy()
             assert value_ND.shape == (len(batch), encoder.dim)
             features_ND[name] = value_ND
+        captions = [item.record.text for item in batch]
+        texts = {name: encoder(captions) for name, encoder in self.text_encoders.items()}
         rows: list[Row] = []
         rejects: list[Reject] = []
         for position, item in enumerate(batch):
             features = {name: value[position] for name, value in features_ND.items()}
-            reason = _bad_row(item.record, features)
+            texts_nD = {name: value[position].numpy() for name, value in texts.items()}
+            reason = _bad_row(item.record, features, texts_nD)
             if reason is None:
-                rows.append(_row(item.record, codes_Nhw[position], features))
+                rows.append(_row(item.record, codes_Nhw[position], features, texts_nD))
             else:
                 rejects.append(Reject(item.record.row, item.record.id, reason))
         return rows, rejects
 
 
-def _bad_row(record: Record, features: Mapping[str, np.ndarray]) -> str | None:
+def _bad_row(
+    record: Record, features: Mapping[str, np.ndarray], texts_nD: Mapping[str, np.ndarray]
+) -> str | None:
     for name, feature_D in features.items():
         reason = bad_feature(feature_D)
         if reason is not None:
             return f"feature {name!r} is {reason} in float16"
+    for name, text_nD in texts_nD.items():
+        if not np.isfinite(text_nD).all():
+            return f"text feature {name!r} is NaN or infinite in float16"
     index = record.extra.get("image_index")
     if isinstance(index, int) and not 0 <= index < 2**15:
         return f"image_index {index} is not between 0 and {2**15 - 1}"
     return None
 
 
-def _row(record: Record, codes_hw: np.ndarray, features: Mapping[str, np.ndarray]) -> Row:
+def _row(
+    record: Record,
+    codes_hw: np.ndarray,
+    features: Mapping[str, np.ndarray],
+    texts_nD: Mapping[str, np.ndarray],
+) -> Row:
     sample, index = record.extra.get("sample"), record.extra.get("image_index")
     return Row(
         id=record.id,
@@ -169,6 +188,7 @@ def _row(record: Record, codes_hw: np.ndarray, features: Mapping[str, np.ndarray
         codes_hw=codes_hw,
         features=features,
         extra=record.extra,
+        text_features=texts_nD,
     )
 
 

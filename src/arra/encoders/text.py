@@ -72,8 +72,8 @@ class TextEncoder:
         assert isinstance(config, T5Config)
         if len(self._tokenizer) > config.vocab_size:
             raise ValueError(
-                f"text encoder {folder}: its tokenizer has {len(self._tokenizer)} tokens, its model "
-                f"{config.vocab_size}: they do not belong together"
+                f"text encoder {folder}: its tokenizer has {len(self._tokenizer)} tokens, but its "
+                f"model {config.vocab_size}: they do not belong together"
             )
         self.dim = int(config.d_model)
         self.fingerprint = _fingerprint(model, self._tokenizer, length)
@@ -170,5 +170,5 @@ def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, len
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().contiguous().cpu().numpy())
+        digest.update(tensor.detach().float().contiguous().cpu().numpy().data)
     return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""What `arra prepare` may be told.
+
+The field docstrings are the `--help` text.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from arra.encoders.text import TEXT_LENGTH
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Turns images and captions into a dataset of image codes and encoder features."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Folder, Parquet/JSONL/CSV file, hub id, or builtin:scenes (builtin:scenes:1-4 for up to four
+    shapes)."""
+    image_tokenizer: str
+    """Folder, hub id or builtin:scenes: makes the codes."""
+    out: Path
+    """Folder to write; the same command again resumes or repairs it."""
+    encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """[NAME=]FOLDER|HUB_ID|builtin:NAME[@class|projected|mean|both]: makes the features; may be
+    given several times. NAME is the feature's name (default: the encoder's); pooling: class."""
+    text_encoder: str | None = None
+    """[NAME=]FOLDER|HUB_ID of a T5: also stores captions as its features, for models that are
+    prompted by those; default: none. NAME is the feature's name (default: the encoder's)."""
+    text_length: int = TEXT_LENGTH
+    """Tokens of a caption that the text encoder sees at most; longer ones are cut."""
+    size: int = 256
+    """Pixels per side of the centre crop that tokenizer and encoders see."""
+    text_column: str = "text"
+    """Column that holds the caption."""
+    image_column: str = "image"
+    """Column that holds the image or its path."""
+    limit: int | None = None
+    """Rows to read of each split of the source; default: all."""
+    splits: tuple[str, ...] = ()
+    """Splits of the source to prepare; default: all that it has."""
+    val_fraction: float = 0.02
+    """Fraction of train that becomes val where the source has no val; 0 takes none."""
+    batch_size: int = 32
+    """Images per pass through tokenizer and encoders."""
+    shard_rows: int = 1024
+    """Source rows per shard: at most so many are lost when the work is stopped."""
+    threads: int = 0
+    """CPU threads of tokenizer and encoders; 0 = what torch takes, kept when resuming."""
+    workers: int = 0
+    """Threads that decode images; 0 = one per core. Has no influence on the result."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto = cuda where there is one."""
+    seed: int = 0
+    """Seed of the choice of val rows, and of builtin:scenes."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "batch_size", "shard_rows", "text_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        for name in ("threads", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError("--limit must be at least 1")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError("--val-fraction must be at least 0 and less than 1")
+        named_encoders(self.encoder)
+        if self.text_encoder is not None:
+            split_name("--text-encoder", self.text_encoder)
+
+
+def named_encoders(specs: tuple[str, ...]) -> dict[str | None, list[str]]:
+    """Feature name -> encoder spec (in a list: unnamed ones share the key None).
+
+    Raises:
+        ValueError: a name twice, or one that cannot be a column name.
+    """
+    named: dict[str | None, list[str]] = {}
+    for spec in specs:
+        name, rest = split_name("--encoder", spec)
+        if name is not None and name in named:
+            raise ValueError(f"--encoder: the name {name!r} is given twice")
+        named.setdefault(name, []).append(rest)
+    return named
+
+
+def split_name(flag: str, spec: str) -> tuple[str | None, str]:
+    """`NAME=ENCODER` in two; NAME is None where none is given."""
+    name, equals, rest = spec.partition("=")
+    if not equals or "/" in name:  # an = within a path belongs to the path
+        return None, spec
+    if not _NAME.fullmatch(name) or not rest:
+        raise ValueError(f"{flag} {spec}: write NAME=ENCODER, NAME of letters, digits, _.-")
+    return name, rest
