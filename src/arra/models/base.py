@@ -126,7 +126,8 @@ class Backbone(ABC):
 
     def to(self, device: torch.device | str) -> "Backbone":
         """Moves the model in place."""
-        nn.Module.to(self.model, device)
+        if self.device != torch.device(device):
+            nn.Module.to(self.model, device)
         return self
 
     @property
@@ -279,6 +280,10 @@ class Backbone(ABC):
             mask_BC: bool, which columns of the whole cache hold real tokens, these T included.
             text: with the first tokens of a row, where prompts are features.
         """
+
+    def set_attention(self, name: str) -> None:
+        """Chooses transformers' attention: "sdpa" or "eager"."""
+        self.model.set_attn_implementation(name)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
