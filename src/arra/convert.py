@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,6 +31,9 @@ from arra.image_tokenizers.published import (
 )
 from arra.image_tokenizers.taming_yaml import settings_text
 from arra.image_tokenizers.vq import VQConfig
+from arra.models import llamagen_convert
+from arra.models.llamagen_convert import DOWNSAMPLING
+from arra.models.llamagen_model import LlamaGenForImageGeneration
 
 UNUSED = "original_only.safetensors"
 """Tensors of an original file that no picture depends on, kept beside our model.safetensors."""
@@ -71,28 +75,37 @@ class Family:
     give: Callable[[Path, Path], None]
 
 
+M = TypeVar("M", bound=PreTrainedModel)
+
+
 def model_family(
     title: str,
     target: str,
-    model_class: type[PreTrainedModel],
-    file_name: str,
+    model_class: type[M],
     *,
     recognise: Callable[[Collection[str]], bool],
-    from_original: Callable[[Mapping[str, Tensor], Mapping[str, Any]], PreTrainedModel],
-    to_original: Callable[[PreTrainedModel], dict[str, Tensor]],
+    from_original: Callable[[Foreign], M],
+    to_original: Callable[[M], dict[str, Tensor]],
+    file_name: Callable[[M], str],
 ) -> Family:
-    """A row for a model: the original layout is `file_name`, holding {"model": tensors}."""
+    """A row for a model, whose original layout is a file that holds {"model": tensors}."""
+    config_class = model_class.config_class
+    assert config_class is not None, f"{model_class.__name__} names no config class"
 
     def bring(foreign: Foreign, folder: Path) -> str:
-        from_original(foreign.tensors, foreign.beside).save_pretrained(folder)
+        from_original(foreign).save_pretrained(folder)
         return ""
 
     def give(ours: Path, folder: Path) -> None:
-        model = model_class.from_pretrained(ours, dtype="auto", use_safetensors=True)
-        write_original(folder / file_name, {"model": to_original(model)})
+        with torch.device("meta"):
+            model = model_class(config_class.from_pretrained(ours))
+        tensors: dict[str, Tensor] = {}
+        for file in sorted(ours.glob("*.safetensors")):
+            tensors |= _read(file)[0]
+        # assigned, not copied: each keeps the type it is stored in
+        model.load_state_dict(tensors, assign=True)
+        write_original(folder / file_name(model), {"model": to_original(model)})
 
-    config_class = model_class.config_class
-    assert config_class is not None, f"{model_class.__name__} names no config class"
     return Family(
         title,
         target,
@@ -122,9 +135,8 @@ def _give_tokenizer(layout: Published, ours: Path, folder: Path) -> None:
     config = VQConfig.from_dict(read_json(ours / "config.json"))
     unused: dict[str, Tensor] = {}
     if (ours / UNUSED).is_file():
-        with safe_open(ours / UNUSED, framework="pt") as file:
-            if (file.metadata() or {}).get("layout") == layout.name:
-                unused = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        kept, about = _read(ours / UNUSED)
+        unused = kept if about.get("layout") == layout.name else {}
     tensors = to_original(layout, config, stored(ours, config), unused)
     if layout is LLAMAGEN:
         write_original(folder / f"vq_ds{config.factor()}.pt", {"model": tensors})
@@ -138,6 +150,15 @@ def _save(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str]) -> N
     save_file({n: t.clone().contiguous() for n, t in tensors.items()}, path, metadata=about)
 
 
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}): get it again") from None
+
+
 def _tokenizer(layout: Published) -> Family:
     return Family(
         layout.title,
@@ -149,9 +170,29 @@ def _tokenizer(layout: Published) -> Family:
     )
 
 
-FAMILIES: tuple[Family, ...] = (_tokenizer(LLAMAGEN), _tokenizer(CHAMELEON))
-"""The table. To add a model, append `model_family(title, "llamagen", ItsClass, "file.pt",
-recognise=..., from_original=..., to_original=...)`: three functions of its models/*_convert.py."""
+def _painter_file(model: LlamaGenForImageGeneration) -> str:
+    """As the project names them: the condition and the pixels per side."""
+    short = {"class": "c2i", "text": "t2i"}[model.config.condition]
+    return f"{short}_{model.config.grid_width * DOWNSAMPLING}.pt"
+
+
+FAMILIES: tuple[Family, ...] = (
+    _tokenizer(LLAMAGEN),
+    _tokenizer(CHAMELEON),
+    model_family(
+        "LlamaGen's transformer",
+        "llamagen",
+        LlamaGenForImageGeneration,
+        recognise=llamagen_convert.recognise,
+        from_original=lambda foreign: llamagen_convert.from_original(
+            foreign.tensors, foreign.beside, foreign.path.name
+        ),
+        to_original=llamagen_convert.to_original,
+        file_name=_painter_file,
+    ),
+)
+"""The table. To add a model, append a `model_family(...)` with the functions of its models/ file:
+recognise, from_original, to_original; whatever `--to` it names must be in `ConvertConfig.to`."""
 
 
 # ---- the verb ------------------------------------------------------------------------------------

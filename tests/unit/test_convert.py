@@ -1,5 +1,6 @@
 """arra convert: files in, folders out, and byte for byte back."""
 
+import argparse
 import functools
 import json
 from pathlib import Path
@@ -15,6 +16,8 @@ from arra import cli, load_image_tokenizer
 from arra.convert import UNUSED, ConvertConfig, convert
 from arra.foreign import read_foreign
 from arra.image_tokenizers.vq import VQConfig, VQModel
+from arra.models.llamagen_layers import LlamaGenConfig
+from arra.models.llamagen_model import LlamaGenForImageGeneration
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vq.json").read_text())
 BUNDLED = str(Path(arra.__file__).parent / "bundled" / "scenes-tokenizer")
@@ -83,6 +86,27 @@ def test_there_and_back(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert len({codec.fingerprint for codec in codecs}) == 1
     codes = ints("codes", (1, 2, 2), 64)
     assert torch.equal(codecs[0].decode(codes), codecs[1].decode(codes))
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_a_transformer_there_and_back(condition: str, tmp_path: Path) -> None:
+    """As train_c2i.py saves one, in bfloat16 but for one tensor."""
+    sizes = {"hidden_size": 768, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 16}
+    config = LlamaGenConfig(
+        condition=condition, num_classes=3, text_slots=4, caption_dim=6, **sizes
+    )
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in LlamaGenForImageGeneration(config).state_dict().items()}
+    tensors = {name: fill(name, tuple(shape)).bfloat16() for name, shape in shapes.items()}
+    tensors["norm.weight"] = tensors["norm.weight"].float()
+    options = argparse.Namespace(image_size=256, downsample_size=16, gpt_model="GPT-B")
+    torch.save({"model": tensors, "steps": 9, "args": options}, tmp_path / "0000009.pt")
+    assert cli.main(["convert", str(tmp_path / "0000009.pt"), "--out", str(tmp_path / "a")]) == 0
+    assert (tmp_path / "a" / "config.json").is_file()
+    back = ["--out", str(tmp_path / "b"), "--to", "llamagen"]
+    assert cli.main(["convert", str(tmp_path / "a"), *back]) == 0
+    file = tmp_path / "b" / f"{condition[0]}2i_256.pt"
+    assert same_bytes(read_foreign(file).tensors, tensors)
 
 
 def test_remarks(tmp_path: Path) -> None:

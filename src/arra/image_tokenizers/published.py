@@ -128,8 +128,10 @@ class Parts:
 
     def model(self, device: str = "cpu") -> VQModel:
         """The tokenizer, frozen, computing in float32."""
-        model = VQModel(self.config)
-        model.load_state_dict({name: tensor.float() for name, tensor in self.tensors.items()})
+        with torch.device("meta"):  # no time for random weights that would be overwritten
+            model = VQModel(self.config)
+        copies = {n: t.to(torch.float32, copy=True) for n, t in self.tensors.items()}
+        model.load_state_dict(copies, assign=True)
         return model.eval().requires_grad_(False).to(torch.device(device))
 
 
