@@ -1,6 +1,6 @@
 """From a name to a backbone: a fresh small model, a language model to grow, a finished painter."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,9 @@ from arra.config import ModelConfig
 from arra.files import read_json, write_json
 from arra.foreign import read_foreign
 from arra.layout import Layout
-from arra.models.base import Backbone
+from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import CausalLM, grow
-from arra.models.families import family_of, open_foreign
+from arra.models.families import family_named, family_of, open_foreign
 from arra.models.folders import open_text_tokenizer
 from arra.models.probes import check
 from arra.resolve import resolve_folder
@@ -94,6 +94,8 @@ def load_for_training(
     codebook_KC: torch.Tensor,
     captions: Iterable[str],
     seed: int,
+    grid: Grid | None = None,
+    class_names: Sequence[str] = (),
 ) -> Backbone:
     """The backbone that a run starts from.
 
@@ -101,22 +103,21 @@ def load_for_training(
         spec: a painter to go on with, a causal language model to grow, or None for a fresh model.
         codebook_KC: the image tokenizer's codebook: its length is K.
         captions: text that a fresh model's byte-level BPE is fitted on.
+        grid: of the dataset's images, for a fresh model of a family whose positions know it.
+        class_names: of the dataset, if it has any: the prompts of a fresh class-conditional model.
     """
-    backbone = _backbone(spec, config, codebook_KC, captions, seed)
+    if spec is None:
+        torch.manual_seed(seed)
+        backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names)
+    else:
+        backbone = _backbone(spec, config, codebook_KC, seed)
     backbone.model.set_attn_implementation(config.attention)
     return backbone
 
 
 def _backbone(
-    spec: str | Path | None,
-    config: ModelConfig,
-    codebook_KC: torch.Tensor,
-    captions: Iterable[str],
-    seed: int,
+    spec: str | Path, config: ModelConfig, codebook_KC: torch.Tensor, seed: int
 ) -> Backbone:
-    if spec is None:
-        torch.manual_seed(seed)
-        return _fresh(config, codebook_KC, captions, seed)
     folder = _place(spec)
     paints = folder.is_file() or (folder / PIPELINE).is_file()
     if paints or family_of(folder) is not CausalLM:
@@ -137,11 +138,28 @@ def _backbone(
 
 
 def _fresh(
-    config: ModelConfig, codebook_KC: torch.Tensor, captions: Iterable[str], seed: int
+    config: ModelConfig,
+    codebook_KC: torch.Tensor,
+    captions: Iterable[str],
+    seed: int,
+    grid: Grid | None,
+    class_names: Sequence[str],
 ) -> Backbone:
+    architecture = config.architecture
+    if architecture == "auto":
+        architecture = "llamagen" if class_names else "llama"
+    elif config.dropout and family_named(architecture) is CausalLM:
+        raise ValueError(f"--model.dropout: a fresh {architecture} has none, leave it out")
+    family = family_named(architecture)
+    if family is not CausalLM:
+        if grid is None:
+            raise ValueError(f"a fresh {architecture} must know the image's size in codes")
+        backbone = family.fresh(config, len(codebook_KC), grid, class_names)
+        check(backbone)
+        return backbone
     tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)
     hf_config = AutoConfig.for_model(
-        config.architecture,
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.mlp_size,

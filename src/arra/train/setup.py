@@ -78,6 +78,8 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
         codebook_KC=tokenizer.codebook.detach(),
         captions=dataset.texts,
         seed=config.seed,
+        grid=(int(dataset.grids[0][0]), int(dataset.grids[0][1])),
+        class_names=manifest.class_names,
     )
     backbone.to(device).model.train()
     if config.model.gradient_checkpointing:
