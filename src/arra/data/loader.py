@@ -3,7 +3,7 @@
 The order is a function of (seed, step) only: nothing is carried from step to step, so a run resumes
 anywhere, and ranks may take slices of the same global batch.
 
-Legend: N rows (images), D feature width, E images of a batch.
+Legend: N rows (images), D feature width, E images of a batch, n tokens of a caption.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from arra.data.shards import Dataset
-from arra.layout import Batch, Image, Sample, Text
+from arra.data.shards import Dataset, TextColumn
+from arra.layout import Batch, Image, Sample, Text, TextFeatures
 from arra.models.base import Backbone
 from arra.objective import Feature
 
@@ -28,10 +28,12 @@ class MicroBatch:
 
     batch: Batch
     features: dict[str, Feature]
+    text: TextFeatures | None = None  # captions, for a model that is prompted by their features
 
     def to(self, device: torch.device) -> "MicroBatch":
         features = {name: feature.to(device) for name, feature in self.features.items()}
-        return MicroBatch(self.batch.to(device), features)
+        text = self.text and self.text.to(device)
+        return MicroBatch(self.batch.to(device), features, text)
 
 
 class Loader:
@@ -41,6 +43,10 @@ class Loader:
         dataset: one split; its `features` are those that are aligned to.
         centred: whether the constant answer is that of centred features.
         passages: plain text that is mixed in, `text_rows` of them per step.
+
+    Raises:
+        ValueError: the model is prompted by features of captions that the dataset does not have,
+            or cannot take what it is given besides.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Loader:
         self.samples = _rows_by_sample(dataset.samples)
         if not self.samples:
             raise ValueError(f"the dataset's split {dataset.split!r} has no rows to train on")
+        self._captions = self._caption_column() if backbone.text_slots else None
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._constants = {name: self._constant(name) for name in dataset.features}
 
@@ -107,7 +114,39 @@ class Loader:
             )
         }
         assert batch.num_images == len(indices)
-        return MicroBatch(batch, features)
+        return MicroBatch(batch, features, self._text_features(indices, dropped))
+
+    def _text_features(self, rows: Sequence[int], dropped: np.ndarray) -> TextFeatures | None:
+        """The captions of a batch that has one image a sequence."""
+        if self._captions is None:
+            return None
+        captions = [torch.tensor(self._captions[row]) for row in rows]
+        slots, width = self.backbone.text_slots, self.backbone.text_width
+        return TextFeatures.of(captions, dropped.tolist(), slots, width)
+
+    def _caption_column(self) -> TextColumn:
+        """The one text encoder's features; checks that they fit the model and the samples."""
+        columns, width = self.dataset.text_features, self.backbone.text_width
+        if len(columns) != 1:
+            raise ValueError(
+                f"the model is prompted by a text encoder's features of captions, but the dataset "
+                f"has {'none' if not columns else 'several: ' + ', '.join(columns)}: prepare it "
+                f"with --text-encoder (one that gives {width} values a token)"
+            )
+        (column,) = columns.values()
+        if column.dim != width:
+            raise ValueError(
+                f"the dataset's text features {column.name!r} have {column.dim} values a token, "
+                f"the model takes {width}: prepare the data with --text-encoder, the model's own"
+            )
+        if self.passages:
+            raise ValueError("--data.text: a model prompted by text features reads no plain text")
+        if any(len(rows) > 1 for rows in self.samples):
+            raise ValueError(
+                "a sample of the dataset has several images, but a model prompted by text features "
+                "takes one caption and one image"
+            )
+        return column
 
     def _lay_out(self, rows: Sequence[int], dropped: bool) -> Sample:
         segments: list[Text | Image] = []
@@ -115,6 +154,7 @@ class Loader:
             height, width = (int(side) for side in self.dataset.grids[row])
             image = Image(tuple(self.dataset.image_ids[row].tolist()), height, width)
             before, _, after = self.dataset.texts[row].partition(PLACEHOLDER)
+            after = after if self._captions is None else ""  # the whole caption is in its features
             grid = (height, width)
             condition = [] if segments else self.backbone.condition(before, grid)
             if dropped:

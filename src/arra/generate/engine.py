@@ -6,7 +6,8 @@ so every shape is fixed: each forward has `slots` images (idle slots paint the e
 dropped), and the padded width of a prompt follows from its own length alone.
 
 Legend: N images of a batch (= slots), B rows (N guided, then N unguided if guidance is on), T new
-tokens, C cache columns, D model width, K codes, P cells of an image.
+tokens, C cache columns, D model width, K codes, P cells of an image, n tokens of a caption, F width
+of its features, S slots of a caption.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from arra.generate.sampling import guide, sample, uniforms
 from arra.generate.settings import Sampling, check_slots
-from arra.layout import DecodePlan
+from arra.layout import DecodePlan, TextFeatures
 from arra.models.base import Backbone
 
 PROMPT_STEP = 16
@@ -33,6 +34,7 @@ class Request:
 
     prefix: tuple[int, ...]  # `Backbone.condition(prompt, grid)`
     seed: int
+    text_nF: Tensor | None = None  # the prompt's features, for a model that takes them; None: empty
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ def paint(
     """
     check_slots(slots)
     steps = _Steps.of(backbone, grid)
-    prefixes = [request.prefix for request in requests]
-    room = backbone.room(grid)
-    assert max(map(len, prefixes), default=0) <= room, "Backbone.condition cuts to the room"
+    longest = max((len(request.prefix) for request in requests), default=0)
+    assert longest <= backbone.room(grid), "Backbone.condition cuts to the room"
     groups: dict[int, list[int]] = {}
-    for index, prefix in enumerate(prefixes):
+    for index, request in enumerate(requests):
+        prefix = request.prefix
         longest = max(len(prefix), len(backbone.without_prompt(prefix, grid)))
         groups.setdefault(_width(longest), []).append(index)
     for width, indices in sorted(groups.items()):
@@ -73,9 +75,7 @@ def paint(
         for start in range(0, len(indices), slots):
             chosen = indices[start : start + slots]
             with _evaluating(backbone):
-                codes_NP = batch.paint(
-                    [prefixes[i] for i in chosen], [requests[i].seed for i in chosen]
-                )
+                codes_NP = batch.paint([requests[i] for i in chosen])
             yield Painted(chosen, codes_NP[: len(chosen)].view(-1, *grid))
 
 
@@ -140,15 +140,17 @@ class _Batch:
         self.code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
 
     @torch.inference_mode()
-    def paint(self, prefixes: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> Tensor:
+    def paint(self, requests: Sequence[Request]) -> Tensor:
         """Codes (N, P), idle slots included."""
-        idle = self.slots - len(prefixes)
-        rows = [*prefixes, *([tuple(self.backbone.null_condition(self.grid))] * idle)]
+        empty = Request(tuple(self.backbone.null_condition(self.grid)), seed=0)
+        painted = [*requests, *([empty] * (self.slots - len(requests)))]
+        rows = [request.prefix for request in painted]
         if self.guided:
             rows += [tuple(self.backbone.without_prompt(row, self.grid)) for row in rows]
         cells = len(self.steps.following)
-        uniform_NP = uniforms([*seeds, *([0] * idle)], cells).to(self.backbone.device)
-        mask_BC, position_B, hidden_BD = self._prefill(rows)
+        uniform_NP = uniforms([request.seed for request in painted], cells)
+        uniform_NP = uniform_NP.to(self.backbone.device)
+        mask_BC, position_B, hidden_BD = self._prefill(rows, self._text(painted))
         column = self.width + len(self.steps.opening)
         finite_N = torch.ones(self.slots, dtype=torch.bool, device=self.backbone.device)
         drawn: list[Tensor] = []
@@ -165,14 +167,27 @@ class _Batch:
                     hidden_BTD = self.backbone.step(ids_B1, position_B1, mask_BC, self.cache)
                     column, position_B = column + 1, position_B + 1
                 hidden_BD = hidden_BTD[:, -1]
-        if not finite_N[: len(prefixes)].all():
+        if not finite_N[: len(requests)].all():
             raise ValueError(
                 "the model's logits are not finite: its weights are damaged or its training "
                 "diverged; use an earlier checkpoint"
             )
         return torch.stack(drawn, 1).cpu()
 
-    def _prefill(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _text(self, painted: Sequence[Request]) -> TextFeatures | None:
+        """The prompts' features for all rows; an unguided row is dropped, and keeps its mask."""
+        slots, width = self.backbone.text_slots, self.backbone.text_width
+        if not slots:
+            return None
+        captions = [request.text_nF for request in painted]
+        dropped = [False] * len(captions)
+        if self.guided:
+            captions, dropped = captions * 2, dropped + [True] * len(captions)
+        return TextFeatures.of(captions, dropped, slots, width).to(self.backbone.device)
+
+    def _prefill(
+        self, rows: Sequence[tuple[int, ...]], text: TextFeatures | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts and opening tokens in one forward: mask (B, C), next position (B,), hidden."""
         opening, device = list(self.steps.opening), self.backbone.device
         length = self.width + len(opening)
@@ -188,12 +203,15 @@ class _Batch:
             len(rows), self.steps.columns(self.width), dtype=torch.bool, device=device
         )
         mask_BC[:, :length] = columns_T >= pad_B[:, None]
+        if text is not None:  # a caption's own padding stays masked in all later steps
+            slot_BS = pad_B[:, None] + torch.arange(text.mask_BN.shape[1], device=device)
+            mask_BC.scatter_(1, slot_BS, text.mask_BN)
         positions_BT = (columns_T - pad_B[:, None]).clamp(min=0)
         if self.cache is None:
             self.cache = self.backbone.new_cache(mask_BC.shape[1])
         else:
             self.cache.reset()
-        hidden_BTD = self.backbone.step(ids_BT, positions_BT, mask_BC, self.cache)
+        hidden_BTD = self.backbone.step(ids_BT, positions_BT, mask_BC, self.cache, text)
         return mask_BC, length - pad_B, hidden_BTD[:, -1]
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:

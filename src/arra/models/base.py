@@ -38,6 +38,7 @@ class Backbone(ABC):
         head: module, hidden (N, D) -> logits (N, V): all that the model does after its last norm.
         sampling: the settings that the family's authors paint with (their source at the constant).
         text_slots: positions that a caption's features fill (0: prompts are ids).
+        text_width: of a caption's features, where prompts are such.
         default_grid: of the images that the family's published checkpoints paint, if they agree.
         formats: name -> what it is, where the published checkpoints of a family differ in how they
             write images and prompts; to be said where a folder does not tell (`in_format`).
@@ -49,6 +50,7 @@ class Backbone(ABC):
     head: nn.Module
     sampling: Mapping[str, float] = DEFAULT_SAMPLING
     text_slots: int = 0
+    text_width: int = 0
     default_grid: Grid | None = None
     formats: ClassVar[Mapping[str, str]] = {}
 

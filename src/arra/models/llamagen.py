@@ -111,6 +111,7 @@ class LlamaGen(Backbone):
         self._by_class = config.condition == "class"
         self.sampling = CLASS_SAMPLING if self._by_class else TEXT_SAMPLING
         self.text_slots = 0 if self._by_class else config.text_slots
+        self.text_width = 0 if self._by_class else config.caption_dim
         self.default_grid = (config.grid_height, config.grid_width)
         names = (config.id2label or {}) if self._by_class else {}
         self._class_of = {str(name): int(i) for i, name in names.items()}
@@ -233,7 +234,7 @@ class LlamaGen(Backbone):
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        with plain_where_faster(self.model):
+        with plain_where_faster(self):
             yield
 
 

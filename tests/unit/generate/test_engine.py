@@ -116,7 +116,10 @@ def test_shapes_follow_from_slots_and_the_own_prompt(monkeypatch: pytest.MonkeyP
     shapes: list[tuple[int, int]] = []
     step, caches = backbone.step, Counter[int]()
 
-    def recording(ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object) -> Tensor:
+    def recording(
+        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
+    ) -> Tensor:
+        assert text is None
         shapes.append(tuple(ids_BT.shape))
         caches[id(cache)] += 1
         assert not mask_BC[:, 0].any(), "one padding column at least"
