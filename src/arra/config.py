@@ -51,6 +51,14 @@ class ModelConfig:
     """Add one extra token before each image (the paper's <REP> ablation)."""
     new_rows: Literal["statistics", "codebook"] = "statistics"
     """How a grown model's new rows start: like the old ones, or from the image codebook."""
+    reset_image_head: bool = False
+    """Start the output rows of a published model's image codes anew (as new_rows says), because it
+    was never taught to paint. Never done unasked: it would wipe a trained head."""
+    format: str | None = None
+    """How a published checkpoint writes images, where its files do not tell (docs/chameleon.md)."""
+    dtype: Literal["float32", "auto"] = "float32"
+    """Type of the weights: float32, or auto = as the checkpoint stores them (bfloat16 takes half
+    the memory, but loses steps below 1/256 of a weight; needs the run's dtype bfloat16)."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """transformers' attention: fused, or plain products (1.5 x faster in bfloat16 on a CPU at 80
     tokens, where the fused backward pass takes a fifth of a step)."""

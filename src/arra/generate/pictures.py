@@ -49,7 +49,14 @@ def generate(config: GenerateConfig) -> Path:
     device = _device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    pipe = Pipeline.from_pretrained(config.model, device, config.image_tokenizer)
+    pipe = Pipeline.from_pretrained(
+        config.model,
+        device,
+        config.image_tokenizer,
+        grid=config.grid,
+        published_format=config.format,
+        dtype=config.dtype,
+    )
     sampling = pipe.sampling.with_changes(
         config.cfg, config.temperature, config.top_k, config.top_p
     )
@@ -113,6 +120,8 @@ def _settings(
         "model": config.model,
         "weights": weights_sha256(pipe.backbone),
         "image_tokenizer": pipe.image_tokenizer.fingerprint,
+        "grid": list(pipe.grid),
+        "wording": pipe.backbone.layout.wording,
         "num": config.num,
         "seed": config.seed,
         **asdict(sampling),

@@ -19,7 +19,7 @@ from arra.generate.settings import DEFAULT_SLOTS, Sampling, check_slots
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.vq import VQModel
 from arra.models import Backbone, load_model
-from arra.models.loading import PIPELINE
+from arra.models.loading import PIPELINE, Precision
 from arra.resolve import resolve_folder
 
 FORMAT_VERSION = 1
@@ -63,19 +63,28 @@ class Pipeline:
         spec: str | Path,
         device: str | torch.device = "cpu",
         image_tokenizer: str | Path | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
+        published_format: str | None = None,
+        dtype: Precision = "auto",
     ) -> "Pipeline":
-        """Opens an exported model, a run folder (its newest checkpoint), a hub id or
-        `builtin:scenes`.
+        """Opens an exported model, a run folder (its newest checkpoint), a checkpoint as its
+        authors published it, a hub id or `builtin:scenes`.
 
         Args:
-            image_tokenizer: folder or hub id, where it is not at its recorded place.
+            image_tokenizer: folder, file or hub id, where it is not at its recorded place or, for a
+                published checkpoint, not inside it.
+            grid: (height, width) of the images in codes; default: what the model was trained on.
+            published_format, dtype: see `load_model`.
 
         Raises:
             ValueError: no painter is there, or the image tokenizer is not the one it was trained
                 with (compared by fingerprint).
         """
         folder = resolve_folder(spec, "model")
-        backbone = load_model(spec, device)
+        backbone = load_model(spec, device, dtype=dtype, published_format=published_format)
+        if not (folder / PIPELINE).is_file():
+            return cls._of_published(backbone, folder, device, image_tokenizer, grid)
         described = read_json(folder / PIPELINE)
         if described.get("format_version") != FORMAT_VERSION:
             raise ValueError(
@@ -83,8 +92,28 @@ class Pipeline:
                 f"reads {FORMAT_VERSION}: use the version of arra that wrote it"
             )
         tokenizer = _image_tokenizer(folder, described, image_tokenizer, str(device))
-        height, width = described["grid"]
+        height, width = described["grid"] if grid is None else grid
         return cls(backbone, tokenizer, (height, width), from_json(Sampling, described["sampling"]))
+
+    @classmethod
+    def _of_published(
+        cls,
+        backbone: Backbone,
+        folder: Path,
+        device: str | torch.device,
+        image_tokenizer: str | Path | None,
+        grid: tuple[int, int] | None,
+    ) -> "Pipeline":
+        grid = grid or backbone.default_grid
+        if grid is None:
+            raise ValueError(f"{folder} does not say how large its images are: name it with --grid")
+        try:
+            tokenizer = load_image_tokenizer(image_tokenizer or folder, str(device))
+        except ValueError as error:
+            if image_tokenizer is not None:
+                raise
+            raise ValueError(f"{error}; name one with --image-tokenizer") from None
+        return cls(backbone, tokenizer, grid, Sampling(**backbone.sampling))  # type: ignore[arg-type]
 
     def __call__(
         self,

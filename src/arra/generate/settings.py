@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -88,7 +88,13 @@ class GenerateConfig:
     """Images per forward pass: more is faster for many images and needs more memory. A picture is
     the same to the last bit only at the same number; with several CPU threads, a multiple of 4."""
     image_tokenizer: str | None = None
-    """Folder or hub id; default: the one that the model was trained with."""
+    """Folder, file or hub id; default: the one that the model was trained with."""
+    grid: tuple[int, int] | None = None
+    """Height and width of the images in codes. Default: what the model was trained on."""
+    format: str | None = None
+    """How a published checkpoint writes images, where its files do not tell (docs/chameleon.md)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights; auto = as they are stored."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu."""
     threads: int = 0
@@ -97,6 +103,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         Sampling().with_changes(self.cfg, self.temperature, self.top_k, self.top_p)
         _require(self.num >= 1, "--num must be at least 1", self.num)
+        if self.grid is not None:
+            _require(min(self.grid) >= 1, "--grid must be two numbers of at least 1", self.grid)
         _require(self.threads >= 0, "--threads must be at least 0", self.threads)
         check_slots(self.slots)
         check_seed(self.seed)

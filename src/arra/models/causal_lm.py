@@ -148,26 +148,27 @@ class CausalLM(Backbone):
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        with plain_where_faster(self.model):
+        with plain_where_faster(self):
             yield
 
 
 @contextmanager
-def plain_where_faster(model: PreTrainedModel) -> Iterator[None]:
+def plain_where_faster(backbone: Backbone) -> Iterator[None]:
     """On a CPU, plain attention instead of the fused one while decoding."""
     # With one query a row, the fused CPU kernel pays per row and head: 1.8 ms against 0.7 ms of
     # plain products for 128 rows, 6 heads, 80 columns, a third of all painting time. Its bits
     # also depend on the row where there are several threads. Not in float64: transformers'
     # plain attention rounds its softmax to float32.
+    model = backbone.model
     fused = model.config._attn_implementation == "sdpa"
     if not fused or model.device.type != "cpu" or model.dtype == torch.float64:
         yield
         return
-    model.set_attn_implementation("eager")
+    backbone.set_attention("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation("sdpa")
+        backbone.set_attention("sdpa")
 
 
 def start_id(text_tokenizer: PreTrainedTokenizerBase) -> int:

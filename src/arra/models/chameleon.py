@@ -8,6 +8,7 @@ Legend: B sequences, T tokens, K codes, D model width, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from arra.models.chameleon_weights import (
     open_chameleon,
     read_config,
     stored_names,
+    vocabulary_map,
 )
 
 PIXELS_PER_CODE = 16
@@ -66,16 +68,13 @@ class Chameleon(CausalLM):
     """
 
     model: ChameleonForConditionalGeneration
-    default_grid: ClassVar[Grid | None] = (32, 32)  # 512 pixels
+    default_grid: Grid | None = (32, 32)  # 512 pixels
     formats: ClassVar[Mapping[str, str]] = {name: form.told for name, form in FORMATS.items()}
     # Guidance by text, temperature and top-p of `Options.Image` in the file named above. Its other
     # guidance, by images in the prompt, does nothing without one.
-    sampling: ClassVar[Mapping[str, float]] = {
-        "cfg": 3.0,
-        "temperature": 0.7,
-        "top_k": 0,
-        "top_p": 0.9,
-    }
+    sampling: Mapping[str, float] = MappingProxyType(
+        {"cfg": 3.0, "temperature": 0.7, "top_k": 0, "top_p": 0.9}
+    )
 
     # ---- opening one ----------------------------------------------------------------------------
 
@@ -85,7 +84,7 @@ class Chameleon(CausalLM):
 
     @classmethod
     def empty_model(cls, folder: Path) -> PreTrainedModel:
-        return empty_chameleon(read_config(folder))
+        return empty_chameleon(folder)
 
     @classmethod
     def assemble(
@@ -120,7 +119,7 @@ class Chameleon(CausalLM):
             raise ValueError(
                 f"there is no Chameleon format {name!r}; there is {', '.join(FORMATS)}"
             )
-        vocabulary = Vocabulary.of(read_config(folder).vocabulary_map, str(folder / "config.json"))
+        vocabulary = Vocabulary.of(vocabulary_map(read_config(folder)), f"{folder / 'config.json'}")
         if form.sized and not vocabulary.has_sizes:
             raise ValueError(
                 f"{folder / 'config.json'}: the vocabulary map has no tokens for sizes and row "
@@ -128,7 +127,7 @@ class Chameleon(CausalLM):
             )
         text_tokenizer = _open_tokenizer(folder, vocabulary)
         layout = vocabulary.sized(form.wording) if form.sized else vocabulary.plain()
-        return cls.assemble(open_chameleon(folder), text_tokenizer, layout)
+        return cls.assemble(cls.open_model(folder), text_tokenizer, layout)
 
     def __init__(
         self, model: PreTrainedModel, text_tokenizer: PreTrainedTokenizerBase, layout: Layout
@@ -185,6 +184,10 @@ class Chameleon(CausalLM):
             rows_KD = rows_from_codebook(known_ND, codebook_KC, generator)
         table_VD[codes] = rows_KD.to(table_VD)
 
+    def set_attention(self, name: str) -> None:
+        # "": not that of the image encoder, which may be absent: transformers would warn.
+        self.model.set_attn_implementation({"": name})
+
     # ---- prompts --------------------------------------------------------------------------------
 
     def text_ids(self, text: str) -> list[int]:
@@ -221,12 +224,9 @@ class LuminaMGPT(Chameleon):
     """
 
     # README of Alpha-VLLM/Lumina-mGPT ("Simple Inference") and ARRA's inference_vision.py.
-    sampling: ClassVar[Mapping[str, float]] = {
-        "cfg": 4.0,
-        "temperature": 1.0,
-        "top_k": 2000,
-        "top_p": 1.0,
-    }
+    sampling: Mapping[str, float] = MappingProxyType(
+        {"cfg": 4.0, "temperature": 1.0, "top_k": 2000, "top_p": 1.0}
+    )
 
     def null_condition(self, grid: Grid) -> list[int]:
         return []

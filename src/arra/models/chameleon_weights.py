@@ -48,12 +48,19 @@ def read_config(folder: Path) -> ChameleonConfig:
     return config
 
 
-def empty_chameleon(config: ChameleonConfig) -> ChameleonForConditionalGeneration:
+def vocabulary_map(config: ChameleonConfig) -> dict[str, int]:
+    """Token to id, as read by `read_config`."""
+    assert config.vocabulary_map is not None
+    return config.vocabulary_map
+
+
+def empty_chameleon(folder: Path) -> ChameleonForConditionalGeneration:
     """The architecture with fresh weights, without an image encoder if the config says so."""
+    config = read_config(folder)
     model = ChameleonForConditionalGeneration(config)
     if config.to_dict().get(WITHOUT_ENCODER, False):
         del model.model.vqmodel
-    return model
+    return _with_generation_config(model, folder)
 
 
 def open_chameleon(folder: Path) -> ChameleonForConditionalGeneration:
@@ -81,9 +88,15 @@ def open_chameleon(folder: Path) -> ChameleonForConditionalGeneration:
     # Its frequencies are in no file and were made on the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     config.dtype = model.dtype
+    return _with_generation_config(model, folder).eval()
+
+
+def _with_generation_config(
+    model: ChameleonForConditionalGeneration, folder: Path
+) -> ChameleonForConditionalGeneration:
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model.eval()
+    return model
 
 
 def stored_names(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -20,29 +21,63 @@ from arra.layout import Layout
 from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import CausalLM, grow
 from arra.models.families import family_named, family_of, open_foreign
-from arra.models.folders import open_text_tokenizer
+from arra.models.folders import cast_weights, open_text_tokenizer
 from arra.models.probes import check
 from arra.resolve import resolve_folder
 
 PIPELINE = "pipeline.json"
 
 
-def load_model(spec: str | Path, device: str | torch.device = "cpu") -> Backbone:
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Type of a model's weights; auto = the one they are stored in."""
+
+def load_model(
+    spec: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: Precision = "auto",
+    published_format: str | None = None,
+) -> Backbone:
     """A model that can paint: an exported folder, a run folder, a checkpoint in its family's own
     published format (a folder, or a file such as c2i_B_256.pt), or `builtin:scenes`.
 
     Raises:
+    Memory: one times the files' size in the checkpoint's own type ("auto"), besides pages of the
+    files that the system drops when it needs room; docs/chameleon.md has measurements.
+
+    Args:
+        dtype: type of the weights; "auto" = the one they are stored in.
+        published_format: where a family has several and the files do not tell which.
+
         ValueError: a model that was never taught to paint, a missing file, a failed probe.
     """
     folder = _place(spec)
+    backbone = _opened(spec, published_format)
+    reason = backbone.cannot_paint()
+    if reason is not None:
+        raise ValueError(
+            f"{spec} was never taught to paint: {reason}; teach it with `arra train adapt --model "
+            f"{spec} --model.reset-image-head`"
+        )
+    if dtype != "auto":
+        cast_weights(backbone.model, getattr(torch, dtype))
+    check(backbone.to(device))
+    return backbone
+
+
+def _opened(spec: str | Path, published_format: str | None) -> Backbone:
     if folder.is_file():
+    told = folder.is_file() or (folder / PIPELINE).is_file()
+    if told and published_format is not None:
+        raise ValueError(f"{spec} says its format itself: leave out {published_format!r}")
         backbone = open_foreign(read_foreign(folder))
-    elif (folder / PIPELINE).is_file():
+    elif told:
         backbone = _ours(folder)
     else:
+    elif published_format is not None:
+        backbone = family_of(folder).in_format(folder, published_format)
         backbone = family_of(folder).as_published(folder)
     backbone.model.eval()
-    check(backbone.to(device))
     return backbone
 
 
@@ -111,7 +146,9 @@ def load_for_training(
         backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names)
     else:
         backbone = _backbone(spec, config, codebook_KC, seed)
-    backbone.model.set_attn_implementation(config.attention)
+    if config.dtype != "auto":
+        cast_weights(backbone.model, getattr(torch, config.dtype))
+    backbone.set_attention(config.attention)
     return backbone
 
 
@@ -121,7 +158,7 @@ def _backbone(
     folder = _place(spec)
     paints = folder.is_file() or (folder / PIPELINE).is_file()
     if paints or family_of(folder) is not CausalLM:
-        backbone = load_model(spec)
+        backbone = _opened(spec, config.format)
         if len(backbone.layout.code_ids) != len(codebook_KC):
             raise ValueError(
                 f"{spec} paints with {len(backbone.layout.code_ids)} codes, the image tokenizer "
@@ -157,7 +194,10 @@ def _fresh(
         backbone = family.fresh(config, len(codebook_KC), grid, class_names)
         check(backbone)
         return backbone
+        _prepare_image_head(backbone, str(spec), config, codebook_KC, seed)
+        check(backbone)
     tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)
+    _refuse_published_options(config)
     hf_config = AutoConfig.for_model(
         architecture,
         vocab_size=len(tokenizer),
@@ -167,6 +207,30 @@ def _fresh(
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         head_dim=config.hidden_size // config.heads,  # some architectures have a width of their own
+def _refuse_published_options(config: ModelConfig) -> None:
+    if config.reset_image_head or config.format is not None:
+        flag = "--model.reset-image-head" if config.reset_image_head else "--model.format"
+        raise ValueError(
+            f"{flag} is for a published model that paints: this one starts its image rows anew and "
+            f"takes its format from --model.layout"
+        )
+
+
+def _prepare_image_head(
+    backbone: Backbone, spec: str, config: ModelConfig, codebook_KC: torch.Tensor, seed: int
+) -> None:
+    """Resets the output rows of the codes if asked, and only then."""
+    if config.reset_image_head:
+        backbone.reset_image_head(codebook_KC if config.new_rows == "codebook" else None, seed)
+        return
+    reason = backbone.cannot_paint()
+    if reason is not None:
+        raise ValueError(
+            f"{spec} was never taught to paint: {reason}; start them anew with "
+            f"--model.reset-image-head"
+        )
+
+
         max_position_embeddings=config.max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -175,6 +239,7 @@ def _fresh(
     )
     model = AutoModelForCausalLM.from_config(hf_config)
     return _grown(model, tokenizer, config, codebook_KC, seed)
+    _refuse_published_options(config)
 
 
 def _grown(
