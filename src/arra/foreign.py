@@ -31,8 +31,8 @@ Weights = Literal["model", "ema"]
 WRAPPERS = ("model", "module", "state_dict", "ema")
 """Keys under which the tensors may lie, in the order of LlamaGen's autoregressive/sample scripts.
 
-Those never read `ema`. LlamaGen's own tokenizer demo (tokenizer_image/vq_demo.py) prefers `ema`
-when there is one: ask for it. Both read the published files alike, which hold one set of weights.
+Those never read `ema`. LlamaGen's tokenizer demo and reconstruction scripts (tokenizer_image/
+vq_demo.py, reconstruction_vq_ddp.py) prefer `ema` when there is one: ask for it.
 """
 PREFIXES = (*WRAPPERS, "_orig_mod")
 """First parts of tensor names that wrappers leave: `module` (DDP), `_orig_mod` (torch.compile)."""
