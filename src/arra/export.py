@@ -1,18 +1,18 @@
 """From a run to an ordinary checkpoint of its own architecture: nothing of ARRA remains in it."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from safetensors.torch import load_file
 
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
-from arra.models.families import family_of
+from arra.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BaseRecord
 from arra.models.folders import open_text_tokenizer
-from arra.models.loading import PIPELINE, latest_checkpoint, load_weights
+from arra.models.loading import PIPELINE, latest_checkpoint, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ExportConfig:
     """The new folder."""
     weights: Literal["raw", "ema"] = "raw"
     """Which weights: those of the last step or their moving average."""
+    adapter_only: bool = False
+    """Write the adapter as a peft folder that points to its base, instead of a merged model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the stored weights."""
 
@@ -40,13 +42,13 @@ def export(config: ExportConfig) -> Path:
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no finished checkpoint yet")
-    name = "model" if config.weights == "raw" else "ema"
-    file = checkpoint / f"{name}.safetensors"
-    if not file.is_file():
-        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
-    model = family_of(run / "model").empty_model(run / "model")
-    load_weights(model, load_file(file), file)
     pipeline = read_json(run / PIPELINE)
+    adapted = pipeline.pop("adapter", None)
+    if config.adapter_only:
+        return _export_adapter(config, checkpoint, adapted)
+    model = load_checkpoint(run, checkpoint, config.weights).model
+    if adapted is not None:
+        print("merged the adapter into its base: what is written is a plain model")
     tokenizer = load_image_tokenizer(pipeline["image_tokenizer"]["spec"])
     if tokenizer.fingerprint != pipeline["image_tokenizer"]["fingerprint"]:
         raise ValueError(
@@ -65,7 +67,23 @@ def export(config: ExportConfig) -> Path:
             "step": read_json(checkpoint / "state.json")["step"],
             "weights": config.weights,
             "alignment": written["align"],
+            **({} if adapted is None else {"adapter": written["lora"]}),
         }
         pipeline["image_tokenizer"]["spec"] = "image_tokenizer"
         write_json(temporary / PIPELINE, {**pipeline, "origin": origin})
+    return out
+
+
+def _export_adapter(config: ExportConfig, checkpoint: Path, adapted: dict[str, Any] | None) -> Path:
+    run, out = Path(config.run), Path(config.out)
+    if adapted is None:
+        raise ValueError(f"{run} trained the whole model: there is no adapter to write")
+    file = checkpoint / (ADAPTER_WEIGHTS if config.weights == "raw" else "ema.safetensors")
+    if not file.is_file():
+        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
+    described = read_json(checkpoint / ADAPTER_CONFIG)
+    described["base_model_name_or_path"] = BaseRecord(**adapted).name(run)
+    with atomic_dir(out) as temporary:
+        write_json(temporary / ADAPTER_CONFIG, described)
+        shutil.copyfile(file, temporary / ADAPTER_WEIGHTS)
     return out

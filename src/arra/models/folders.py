@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -36,7 +37,8 @@ def open_causal_lm(folder: Path) -> PreTrainedModel:
 def empty_causal_lm(folder: Path) -> PreTrainedModel:
     """The architecture that `folder`'s config.json describes, with fresh weights."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return _with_generation_config(model, folder)
 
 
 def open_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
@@ -67,7 +69,14 @@ def open_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel
 def empty_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     """The architecture that `folder`'s config.json describes, with fresh weights."""
     config_class: Any = model_class.config_class
-    return model_class(config_class.from_pretrained(folder))
+    return _with_generation_config(model_class(config_class.from_pretrained(folder)), folder)
+
+
+def _with_generation_config(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """How the model's own `generate` is set up is part of it: an export hands it on."""
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def open_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from arra.config import ModelConfig
 from arra.files import read_json, write_json
 from arra.foreign import read_foreign
 from arra.layout import Layout
+from arra.models.adapted import ADAPTER_WEIGHTS, BaseRecord, load_merged
 from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import CausalLM, grow
 from arra.models.families import family_named, family_of, open_foreign
@@ -27,9 +28,9 @@ from arra.resolve import resolve_folder
 
 PIPELINE = "pipeline.json"
 
-
 Precision = Literal["auto", "float32", "bfloat16"]
 """Type of a model's weights; auto = the one they are stored in."""
+
 
 def load_model(
     spec: str | Path,
@@ -41,7 +42,6 @@ def load_model(
     """A model that can paint: an exported folder, a run folder, a checkpoint in its family's own
     published format (a folder, or a file such as c2i_B_256.pt), or `builtin:scenes`.
 
-    Raises:
     Memory: one times the files' size in the checkpoint's own type ("auto"), besides pages of the
     files that the system drops when it needs room; docs/chameleon.md has measurements.
 
@@ -49,9 +49,9 @@ def load_model(
         dtype: type of the weights; "auto" = the one they are stored in.
         published_format: where a family has several and the files do not tell which.
 
+    Raises:
         ValueError: a model that was never taught to paint, a missing file, a failed probe.
     """
-    folder = _place(spec)
     backbone = _opened(spec, published_format)
     reason = backbone.cannot_paint()
     if reason is not None:
@@ -66,16 +66,17 @@ def load_model(
 
 
 def _opened(spec: str | Path, published_format: str | None) -> Backbone:
-    if folder.is_file():
+    folder = _place(spec)
     told = folder.is_file() or (folder / PIPELINE).is_file()
     if told and published_format is not None:
         raise ValueError(f"{spec} says its format itself: leave out {published_format!r}")
+    if folder.is_file():
         backbone = open_foreign(read_foreign(folder))
     elif told:
         backbone = _ours(folder)
-    else:
     elif published_format is not None:
         backbone = family_of(folder).in_format(folder, published_format)
+    else:
         backbone = family_of(folder).as_published(folder)
     backbone.model.eval()
     return backbone
@@ -88,15 +89,44 @@ def _ours(folder: Path) -> Backbone:
     checkpoint = latest_checkpoint(folder)
     if (folder / "checkpoints").is_dir() and checkpoint is None:
         raise ValueError(f"{folder} has no finished checkpoint yet")
-    if checkpoint is None:
-        model = family.open_model(folder / "model")
-    else:
-        model = family.empty_model(folder / "model")
-        averaged = checkpoint / "ema.safetensors"
-        weights = averaged if averaged.is_file() else checkpoint / "model.safetensors"
-        load_weights(model, load_file(weights), weights)
+    if checkpoint is not None:
+        return load_checkpoint(folder, checkpoint)
     texts = folder / "tokenizer"
+    model = family.open_model(folder / "model")
     return family.assemble(model, open_text_tokenizer(texts) if texts.is_dir() else None, layout)
+
+
+def load_checkpoint(
+    run: Path, checkpoint: Path, weights: Literal["best", "raw", "ema"] = "best"
+) -> Backbone:
+    """The painter of one checkpoint of a run; an adapter is merged into its base.
+
+    Args:
+        weights: raw = those of that step, ema = their moving average, best = the latter where a
+            run keeps one.
+
+    Raises:
+        ValueError: no averaged weights were kept, or a file does not fit.
+    """
+    described = read_json(run / PIPELINE)
+    layout = Layout.from_json(described["layout"])
+    family = family_of(run / "model")
+    texts = run / "tokenizer"
+    tokenizer = open_text_tokenizer(texts) if texts.is_dir() else None
+    adapted = described.get("adapter")
+    file = checkpoint / ("model.safetensors" if adapted is None else ADAPTER_WEIGHTS)
+    averaged = checkpoint / "ema.safetensors"
+    if weights == "ema" and not averaged.is_file():
+        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
+    if weights != "raw" and averaged.is_file():
+        file = averaged
+    if adapted is not None:
+        record = BaseRecord(**adapted)
+        tensors = load_file(file)
+        return load_merged(family, run, record, tensors, checkpoint, tokenizer, layout)
+    model = family.empty_model(run / "model")
+    load_weights(model, load_file(file), file)
+    return family.assemble(model, tokenizer, layout)
 
 
 def _place(spec: str | Path) -> Path:
@@ -164,7 +194,10 @@ def _backbone(
                 f"{spec} paints with {len(backbone.layout.code_ids)} codes, the image tokenizer "
                 f"has {len(codebook_KC)}: use the one that the model was trained with"
             )
+        _prepare_image_head(backbone, str(spec), config, codebook_KC, seed)
+        check(backbone)
         return backbone
+    _refuse_published_options(config)
     try:
         model = CausalLM.open_model(folder)
         tokenizer = open_text_tokenizer(folder)
@@ -174,39 +207,6 @@ def _backbone(
     return _grown(model, tokenizer, config, codebook_KC, seed)
 
 
-def _fresh(
-    config: ModelConfig,
-    codebook_KC: torch.Tensor,
-    captions: Iterable[str],
-    seed: int,
-    grid: Grid | None,
-    class_names: Sequence[str],
-) -> Backbone:
-    architecture = config.architecture
-    if architecture == "auto":
-        architecture = "llamagen" if class_names else "llama"
-    elif config.dropout and family_named(architecture) is CausalLM:
-        raise ValueError(f"--model.dropout: a fresh {architecture} has none, leave it out")
-    family = family_named(architecture)
-    if family is not CausalLM:
-        if grid is None:
-            raise ValueError(f"a fresh {architecture} must know the image's size in codes")
-        backbone = family.fresh(config, len(codebook_KC), grid, class_names)
-        check(backbone)
-        return backbone
-        _prepare_image_head(backbone, str(spec), config, codebook_KC, seed)
-        check(backbone)
-    tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)
-    _refuse_published_options(config)
-    hf_config = AutoConfig.for_model(
-        architecture,
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden_size,
-        intermediate_size=config.mlp_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        head_dim=config.hidden_size // config.heads,  # some architectures have a width of their own
 def _refuse_published_options(config: ModelConfig) -> None:
     if config.reset_image_head or config.format is not None:
         flag = "--model.reset-image-head" if config.reset_image_head else "--model.format"
@@ -231,6 +231,37 @@ def _prepare_image_head(
         )
 
 
+def _fresh(
+    config: ModelConfig,
+    codebook_KC: torch.Tensor,
+    captions: Iterable[str],
+    seed: int,
+    grid: Grid | None,
+    class_names: Sequence[str],
+) -> Backbone:
+    _refuse_published_options(config)
+    architecture = config.architecture
+    if architecture == "auto":
+        architecture = "llamagen" if class_names else "llama"
+    elif config.dropout and family_named(architecture) is CausalLM:
+        raise ValueError(f"--model.dropout: a fresh {architecture} has none, leave it out")
+    family = family_named(architecture)
+    if family is not CausalLM:
+        if grid is None:
+            raise ValueError(f"a fresh {architecture} must know the image's size in codes")
+        backbone = family.fresh(config, len(codebook_KC), grid, class_names)
+        check(backbone)
+        return backbone
+    tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)
+    hf_config = AutoConfig.for_model(
+        architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.mlp_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.hidden_size // config.heads,  # some architectures have a width of their own
         max_position_embeddings=config.max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -239,7 +270,6 @@ def _prepare_image_head(
     )
     model = AutoModelForCausalLM.from_config(hf_config)
     return _grown(model, tokenizer, config, codebook_KC, seed)
-    _refuse_published_options(config)
 
 
 def _grown(
@@ -290,9 +320,18 @@ def save_skeleton(
     image_tokenizer: str,
     fingerprint: str,
     trained_vocabulary: str,
+    adapter: dict[str, Any] | None = None,
+    text_encoder: dict[str, Any] | None = None,
 ) -> None:
-    """Writes all that a painter is but its weights: config, tokenizer, layout, sampling."""
+    """Writes all that a painter is but its weights: config, tokenizer, layout, sampling.
+
+    Args:
+        adapter: the record of an adapter's frozen base, if only an adapter trains.
+        text_encoder: its spec, length and fingerprint, if prompts are its features.
+    """
     backbone.model.config.save_pretrained(folder / "model")
+    if backbone.model.can_generate() and backbone.model.generation_config is not None:
+        backbone.model.generation_config.save_pretrained(folder / "model")
     if backbone.text_tokenizer is not None:
         backbone.text_tokenizer.save_pretrained(folder / "tokenizer")
     write_json(
@@ -304,5 +343,7 @@ def save_skeleton(
             "image_tokenizer": {"spec": image_tokenizer, "fingerprint": fingerprint},
             "trained_vocabulary": trained_vocabulary,
             "sampling": dict(backbone.sampling),
+            **({} if adapter is None else {"adapter": adapter}),
+            **({} if text_encoder is None else {"text_encoder": text_encoder}),
         },
     )

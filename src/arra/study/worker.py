@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from arra.data.loader import Loader
 from arra.data.shards import open_dataset
 from arra.files import atomic_dir, read_json, write_json
+from arra.generate.captions import encoded_prompts
 from arra.generate.pipeline import Pipeline
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models import Backbone, load_model
-from arra.models.loading import PIPELINE, load_weights
+from arra.models.loading import PIPELINE, load_checkpoint
 
 LOSS_BATCH = 32
 
@@ -85,27 +85,30 @@ def answer(job: WorkerJob) -> None:
     described = read_json(Path(job.run) / PIPELINE)
     tokenizer = load_image_tokenizer(described["image_tokenizer"]["spec"], device=job.device)
     height, width = described["grid"]
-    pipe = Pipeline(backbone, tokenizer, grid=(height, width), slots=job.slots)
+    pipe = Pipeline(
+        backbone,
+        tokenizer,
+        grid=(height, width),
+        slots=job.slots,
+        prompt_features=encoded_prompts(backbone, described, job.device),
+    )
     loaded = None
     for task in job.tasks:
         if Path(task.out).exists():
             continue
         if task.checkpoint != loaded:
-            _load(backbone, Path(job.run) / "checkpoints" / task.checkpoint)
-            loaded = task.checkpoint
+            # Averaged weights where a run keeps them, as `load_model` does for the newest one.
+            backbone = load_checkpoint(
+                Path(job.run), Path(job.run) / "checkpoints" / task.checkpoint
+            )
+            backbone.to(job.device).model.eval()
+            pipe.backbone, loaded = backbone, task.checkpoint
         if isinstance(task, Losses):
             only = described["trained_vocabulary"] == "image"
             write_json(task.out, list(_losses(backbone, task, only)))
         else:
             _paint(pipe, task)
         print(f"done {task.out}", flush=True)
-
-
-def _load(backbone: Backbone, checkpoint: Path) -> None:
-    """Averaged weights where a run keeps them, as `load_model` does for the newest checkpoint."""
-    averaged = checkpoint / "ema.safetensors"
-    weights = averaged if averaged.is_file() else checkpoint / "model.safetensors"
-    load_weights(backbone.model, load_file(weights, device=str(backbone.device)), weights)
 
 
 def _paint(pipe: Pipeline, task: Painting) -> None:
@@ -131,9 +134,11 @@ def _losses(backbone: Backbone, task: Losses, only_images: bool) -> Iterator[flo
     dataset = open_dataset(task.data, task.split, features=())
     loader = Loader(dataset, backbone, batch_size=LOSS_BATCH, micro_batch=LOSS_BATCH, seed=0)
     for micro in loader.in_order(task.limit):
-        batch = micro.batch.to(backbone.device)
+        micro = micro.to(backbone.device)
+        batch = micro.batch
         rows, length = batch.ids_BT.shape
-        hidden_ND = backbone.last_hidden(batch.ids_BT).flatten(0, 1)[batch.trained_N]
+        hidden_BTD = backbone.last_hidden(batch.ids_BT, micro.text)
+        hidden_ND = hidden_BTD.flatten(0, 1)[batch.trained_N]
         logits_NV = backbone.head(hidden_ND).float().masked_fill(outside_V, -torch.inf)
         loss_N = torch.nn.functional.cross_entropy(logits_NV, batch.labels_N, reduction="none")
         loss_N = loss_N.double()

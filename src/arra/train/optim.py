@@ -5,18 +5,27 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from arra.config import AlignConfig, OptimConfig
+from arra.models.adapted import require_bitsandbytes
 
 
 def build_optimizer(
-    model: nn.Module, objective: nn.Module, config: OptimConfig
-) -> torch.optim.AdamW:
+    model: PreTrainedModel, objective: nn.Module, config: OptimConfig
+) -> torch.optim.Optimizer:
     """AdamW with every trainable parameter in exactly one group.
 
     Matrices decay; norms, biases and token tables do not (rows of rare tokens would only shrink).
+    With `bits` 8 both moments are bitsandbytes' blockwise quantised ones (arXiv 2110.02861);
+    parameters of less than 4,096 values keep float32 states.
+
+    Raises:
+        ValueError: 8 bits without bitsandbytes.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    # An adapter keeps the rows that train beside the table, as parameters of their own.
+    tables |= {id(p) for p in model.get_input_embeddings().parameters()}
     trained = [p for m in (model, objective) for p in m.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
     chosen = {id(p) for p in decayed}
@@ -26,12 +35,14 @@ def build_optimizer(
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    groups = [g for g in groups if g["params"]]
+    betas = (config.beta1, config.beta2)
+    if config.bits == 8:
+        require_bitsandbytes("--optim.bits 8")
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(groups, lr=config.lr, betas=betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -79,7 +90,8 @@ def clip(model: nn.Module, objective: nn.Module, limit: float) -> Tensor:
 
 
 class Average:
-    """Exponential moving average of weights, with warm-up: decay min(d, (1 + t) / (10 + t))."""
+    """Exponential moving average of the weights that train, with warm-up: decay
+    min(d, (1 + t) / (10 + t))."""
 
     def __init__(self, named: Iterable[tuple[str, Tensor]], decay: float) -> None:
         self.decay = decay

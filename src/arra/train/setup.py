@@ -1,22 +1,25 @@
 """From a config to everything that the loop holds: data, backbone, objective, optimizer."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arra.config import TrainConfig, differences, from_json, to_json
 from arra.data.loader import Loader, MicroBatch
-from arra.data.shards import Dataset, open_dataset, read_manifest
+from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_manifest
 from arra.files import read_json, sha256_of, write_json
 from arra.image_tokenizers import load_image_tokenizer
+from arra.models.adapted import Adapter, BaseRecord
 from arra.models.base import Backbone
 from arra.models.loading import PIPELINE, load_for_training, save_skeleton
 from arra.objective import Objective, Target, Terms
+from arra.resolve import resolve_folder
 from arra.train import checkpoint
+from arra.train.adapters import adapted_backbone
 from arra.train.optim import Average, build_optimizer
 
 
@@ -32,7 +35,7 @@ class Step(nn.Module):
         """The terms of one micro-batch; `factor` scales every lambda at this step."""
         layers = self.objective.layers if factor > 0 else ()
         with self._backbone.tap(layers) as taps:
-            last_BTD = self._backbone.last_hidden(micro.batch.ids_BT)
+            last_BTD = self._backbone.last_hidden(micro.batch.ids_BT, micro.text)
         return self.objective(
             taps, last_BTD, self._backbone.head, micro.batch, micro.features, factor
         )
@@ -72,24 +75,16 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
             f"the dataset's codes were made by another image tokenizer than {spec}: pass the "
             f"right one as --image-tokenizer, or prepare the data again"
         )
-    backbone = load_for_training(
-        config.model_path,
-        config.model,
-        codebook_KC=tokenizer.codebook.detach(),
-        captions=dataset.texts,
-        seed=config.seed,
-        grid=(int(dataset.grids[0][0]), int(dataset.grids[0][1])),
-        class_names=manifest.class_names,
-    )
-    backbone.to(device).model.train()
-    if config.model.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    objective = _objective(config, backbone, dataset).to(device)
-    step = Step(backbone, objective)
-    average = (
-        Average(backbone.model.named_parameters(), config.optim.ema) if config.optim.ema else None
-    )
-    optimizer = build_optimizer(backbone.model, objective, config.optim)
+    backbone, adapter, record = _backbone(config, folder, tokenizer.codebook.detach(), dataset)
+    if backbone.model.dtype == torch.bfloat16 and config.dtype == "float32":
+        raise ValueError(
+            "--model.dtype auto keeps the checkpoint's bfloat16 weights: use --dtype bfloat16"
+        )
+    held_out = None
+    if "val" in manifest.splits:
+        held_out = open_dataset(config.data_folder, "val", features=names)
+    run = assemble(config, folder, device, backbone, dataset, held_out, spec, adapter)
+    run.state.base_name = record.name(folder) if record else ""
     if not (folder / PIPELINE).exists():
         height, width = (int(n) for n in dataset.grids[0])
         save_skeleton(
@@ -99,14 +94,84 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
             image_tokenizer=spec,
             fingerprint=tokenizer.fingerprint,
             trained_vocabulary=config.loss.vocab,
+            adapter=asdict(record) if record else None,
+            text_encoder=_text_encoder(config, run.loader.captions, manifest),
         )
-    state = checkpoint.State(backbone.model, objective, optimizer, average)
-    loader, validation = _loaders(config, backbone, dataset, names, list(manifest.splits))
-    return Run(config, folder, device, backbone, step, state, loader, validation, spec)
+    return run
+
+
+def assemble(
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    backbone: Backbone,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    tokenizer_spec: str,
+    adapter: Adapter | None = None,
+) -> Run:
+    """Puts together what trains: nothing is read and nothing written (`arra doctor` does this too,
+    with a backbone that has no memory behind its tensors)."""
+    backbone.to(device).model.train()
+    if config.model.gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    objective = _objective(config, backbone, dataset)
+    if device.type != "cpu":
+        objective.to(device)
+    step = Step(backbone, objective)
+    trained = checkpoint.trained_tensors(backbone.model, adapter)
+    average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
+    optimizer = build_optimizer(backbone.model, objective, config.optim)
+    state = checkpoint.State(backbone.model, objective, optimizer, average, adapter)
+    loader, validation = _loaders(config, backbone, dataset, held_out)
+    return Run(config, folder, device, backbone, step, state, loader, validation, tokenizer_spec)
+
+
+def _text_encoder(
+    config: TrainConfig, captions: TextColumn | None, manifest: Manifest
+) -> dict[str, Any] | None:
+    """What pipeline.json says of the encoder of the prompts, if they are features.
+
+    Raises:
+        ValueError: --model names a painter that was trained with another encoder.
+    """
+    if captions is None:
+        return None
+    info = manifest.text_features[captions.name]
+    known = None
+    if config.model_path is not None and not Path(config.model_path).expanduser().is_file():
+        before = resolve_folder(config.model_path, "model") / PIPELINE
+        known = read_json(before).get("text_encoder") if before.is_file() else None
+    if known is not None and known["fingerprint"] not in (None, info.encoder):
+        raise ValueError(
+            f"{config.model_path} was trained with another text encoder or length than the "
+            f"dataset's text features {captions.name!r}: prepare the data with --text-encoder "
+            f"{known['spec']} and {known['length']} tokens"
+        )
+    return {"spec": info.spec, "length": info.length, "fingerprint": info.encoder}
+
+
+def _backbone(
+    config: TrainConfig, folder: Path, codebook_KC: Tensor, dataset: Dataset
+) -> tuple[Backbone, Adapter | None, BaseRecord | None]:
+    def whole() -> Backbone:
+        return load_for_training(
+            config.model_path,
+            config.model,
+            codebook_KC=codebook_KC,
+            captions=dataset.texts,
+            seed=config.seed,
+            grid=(int(dataset.grids[0][0]), int(dataset.grids[0][1])),
+            class_names=dataset.manifest.class_names,
+        )
+
+    if config.lora.rank:
+        return adapted_backbone(config, folder, whole)
+    return whole(), None, None
 
 
 def _loaders(
-    config: TrainConfig, backbone: Backbone, dataset: Dataset, names: list[str], splits: list[str]
+    config: TrainConfig, backbone: Backbone, dataset: Dataset, held_out: Dataset | None
 ) -> tuple[Loader, Loader | None]:
     micro = config.micro_batch or config.batch_size
     passages = _passages(config.data.text) if config.data.text else []
@@ -122,9 +187,8 @@ def _loaders(
         passages=passages,
         text_rows=config.text_rows if passages else 0,
     )
-    if "val" not in splits:
+    if held_out is None:
         return loader, None
-    held_out = open_dataset(config.data_folder, "val", features=names)
     return loader, Loader(
         held_out,
         backbone,
