@@ -26,8 +26,9 @@ class ModelConfig:
     """A fresh model (used when --model names none), or how a text-only model is grown."""
 
     architecture: str = "llama"
-    """Of a fresh model: a causal language model by transformers' model type; llamagen, which paints
-    the dataset's classes; or auto = llamagen where the dataset has classes, else llama."""
+    """Of a fresh model: a causal language model by transformers' model type, which reads captions;
+    llamagen, which takes their features (prepare --text-encoder) or classes; or auto = llamagen
+    where the dataset has such features or classes, else llama."""
     size: Literal["custom", "B", "L", "XL", "XXL", "3B"] = "custom"
     """LlamaGen's sizes (111M, 343M, 775M, 1.4B, 3.1B); each sets layers, hidden-size, heads and
     mlp-size of a fresh model. custom = as these say."""

@@ -103,14 +103,20 @@ class Backbone(ABC):
 
     @classmethod
     def fresh(
-        cls, config: ModelConfig, codebook_size: int, grid: Grid, class_names: Sequence[str]
+        cls,
+        config: ModelConfig,
+        codebook_size: int,
+        grid: Grid,
+        class_names: Sequence[str],
+        text_width: int,
     ) -> "Backbone":
         """A backbone with random weights.
 
         Args:
             codebook_size: K of the image tokenizer.
             grid: of the images that it will paint.
-            class_names: of the dataset, if its prompts are classes.
+            class_names: of the dataset, if it has any.
+            text_width: of the dataset's features of captions, 0 = it has none.
 
         Raises:
             ValueError: the family cannot be started from nothing, or needs what is not there.

@@ -71,32 +71,37 @@ class LlamaGen(Backbone):
 
     @classmethod
     def fresh(
-        cls, config: ModelConfig, codebook_size: int, grid: Grid, class_names: Sequence[str]
+        cls,
+        config: ModelConfig,
+        codebook_size: int,
+        grid: Grid,
+        class_names: Sequence[str],
+        text_width: int,
     ) -> Backbone:
-        """Class-conditional, with the dataset's classes."""
-        if not class_names:
+        """Text-conditional where the dataset has features of captions, else for its classes."""
+        if not class_names and not text_width:
             raise ValueError(
-                "a fresh LlamaGen paints classes, but the dataset has no class names: prepare a "
-                "folder of class folders, or use --model.architecture llama, which reads captions"
+                "a fresh LlamaGen is prompted by classes or by features of captions, and the "
+                "dataset has neither: prepare class folders, or captions with --text-encoder, or "
+                "use --model.architecture llama, which reads captions"
             )
-        return cls._of(
-            LlamaGenForImageGeneration(
-                LlamaGenConfig(
-                    vocab_size=codebook_size,
-                    hidden_size=config.hidden_size,
-                    intermediate_size=config.mlp_size,
-                    num_hidden_layers=config.layers,
-                    num_attention_heads=config.heads,
-                    grid_height=grid[0],
-                    grid_width=grid[1],
-                    num_classes=len(class_names),
-                    id2label=dict(enumerate(class_names)),
-                    token_dropout=config.dropout,
-                    residual_dropout=config.dropout,
-                    mlp_dropout=config.dropout,
-                )
-            )
+        sizes = LlamaGenConfig(
+            vocab_size=codebook_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.mlp_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            grid_height=grid[0],
+            grid_width=grid[1],
+            token_dropout=config.dropout,
+            residual_dropout=config.dropout,
+            mlp_dropout=config.dropout,
         )
+        if text_width:
+            sizes.condition, sizes.caption_dim = "text", text_width
+        else:
+            sizes.num_classes, sizes.id2label = len(class_names), dict(enumerate(class_names))
+        return cls._of(LlamaGenForImageGeneration(sizes))
 
     @classmethod
     def _of(cls, model: PreTrainedModel) -> Self:

@@ -161,6 +161,7 @@ def load_for_training(
     seed: int,
     grid: Grid | None = None,
     class_names: Sequence[str] = (),
+    text_width: int = 0,
 ) -> Backbone:
     """The backbone that a run starts from.
 
@@ -170,10 +171,11 @@ def load_for_training(
         captions: text that a fresh model's byte-level BPE is fitted on.
         grid: of the dataset's images, for a fresh model of a family whose positions know it.
         class_names: of the dataset, if it has any: the prompts of a fresh class-conditional model.
+        text_width: of the dataset's features of captions, if it has any: the prompts likewise.
     """
     if spec is None:
         torch.manual_seed(seed)
-        backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names)
+        backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names, text_width)
     else:
         backbone = _backbone(spec, config, codebook_KC, seed)
     if config.dtype != "auto":
@@ -238,18 +240,19 @@ def _fresh(
     seed: int,
     grid: Grid | None,
     class_names: Sequence[str],
+    text_width: int,
 ) -> Backbone:
     _refuse_published_options(config)
     architecture = config.architecture
     if architecture == "auto":
-        architecture = "llamagen" if class_names else "llama"
+        architecture = "llamagen" if class_names or text_width else "llama"
     elif config.dropout and family_named(architecture) is CausalLM:
         raise ValueError(f"--model.dropout: a fresh {architecture} has none, leave it out")
     family = family_named(architecture)
     if family is not CausalLM:
         if grid is None:
             raise ValueError(f"a fresh {architecture} must know the image's size in codes")
-        backbone = family.fresh(config, len(codebook_KC), grid, class_names)
+        backbone = family.fresh(config, len(codebook_KC), grid, class_names, text_width)
         check(backbone)
         return backbone
     tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)

@@ -163,6 +163,7 @@ def _backbone(
             seed=config.seed,
             grid=(int(dataset.grids[0][0]), int(dataset.grids[0][1])),
             class_names=dataset.manifest.class_names,
+            text_width=max((t.dim for t in dataset.manifest.text_features.values()), default=0),
         )
 
     if config.lora.rank:

@@ -402,7 +402,7 @@ def test_checkpointing_changes_no_gradient(condition: str) -> None:
 def test_a_fresh_one_starts_as_the_original() -> None:
     config = ModelConfig(architecture="llamagen", layers=2, hidden_size=64, heads=2, mlp_size=96)
     torch.manual_seed(0)
-    backbone = LlamaGen.fresh(config, 512, (2, 3), ["cat", "dog"])
+    backbone = LlamaGen.fresh(config, 512, (2, 3), ["cat", "dog"], 0)
     parameters = dict(backbone.model.named_parameters())
     assert not parameters.pop("output.weight").any()
     for name, p in parameters.items():
@@ -411,10 +411,12 @@ def test_a_fresh_one_starts_as_the_original() -> None:
         else:
             assert abs(p.std().item() - 0.02) < 4e-3, name
     assert (backbone.max_length, backbone.condition("dog", (2, 3))) == (7, [513])
-    caption = tiny("text").model.cls_embedding.uncond_embedding
-    assert abs(caption.std().item() - 12**-0.5) < 0.06
-    with pytest.raises(ValueError, match="no class names"):
-        LlamaGen.fresh(config, 512, (2, 3), [])
+    by_text = LlamaGen.fresh(config, 512, (2, 3), ["cat", "dog"], 12)
+    assert by_text.text_slots == 120  # LlamaGen's
+    caption = by_text.model.cls_embedding.uncond_embedding
+    assert abs(caption.std().item() - 12**-0.5) < 0.02
+    with pytest.raises(ValueError, match="prepare class folders"):
+        LlamaGen.fresh(config, 512, (2, 3), [], 0)
 
 
 def test_dropouts_act_in_training_only() -> None:
