@@ -47,6 +47,8 @@ def open_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel
     Raises:
         ValueError: no such model is there, or a tensor is missing, unknown or misshapen.
     """
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # no table of missing tensors: our sentence says it
     try:
         with without_progress_bar():
             loaded: Any = model_class.from_pretrained(
@@ -55,6 +57,8 @@ def open_as(model_class: type[PreTrainedModel], folder: Path) -> PreTrainedModel
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}") from None
+    finally:
+        logging.set_verbosity(told)
     model, found = loaded
     for what in ("missing", "unexpected", "mismatched"):
         names = sorted(str(name) for name in found[f"{what}_keys"])

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import painter_commands
+import PIL.Image
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -234,3 +236,34 @@ def test_wrong_folders_are_refused_in_one_sentence(published: Path, tmp_path: Pa
     for folder, words in cases.values():
         with pytest.raises(ValueError, match=words):
             load_model(folder)
+
+
+def logits(model: Emu3ForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids).logits
+
+
+def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
+    published: Path, tmp_path: Path
+) -> None:
+    """prepare, train adapt, export, generate: what should move moves, and nothing else does."""
+    export = painter_commands.adapt(published, tmp_path, size=8)
+    before = original(published)
+    after = Emu3ForConditionalGeneration.from_pretrained(export / "model", output_loading_info=True)
+    model, found = after
+    assert not any(found.values()), "the export is whole"
+    moved = dict(model.named_parameters())
+    for name, parameter in before.named_parameters():
+        same = torch.equal(parameter, moved[name])
+        assert same == name.startswith(("model.vqmodel.",)), name
+    assert model.generation_config.to_diff_dict() == before.generation_config.to_diff_dict()
+    ours = load_model(export)
+    ids = torch.tensor([[*ours.condition("a red circle", GRID), *ours.layout.code_ids[:5]]])
+    with torch.no_grad():
+        assert torch.equal(ours.head(ours.last_hidden(ids)), logits(model.eval(), ids))
+    for folder in (published, export):
+        out = tmp_path / f"pictures-{folder.name}"
+        painter_commands.run(
+            *("generate", folder, "a red circle", "a star", "--out", out, "--num", 1, "--slots", 2),
+            *("--device", "cpu", *("--grid", 3, 4)),
+        )
+        assert [PIL.Image.open(f).size for f in sorted(out.glob("0*.png"))] == [(8, 6)] * 2

@@ -1,10 +1,14 @@
 """Janus: its codes have a table and a head of their own; compared live with transformers."""
 
 import copy
+import shutil
 from pathlib import Path
 
+import painter_commands
+import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -20,7 +24,6 @@ from arra.image_tokenizers.vq import to_bytes
 from arra.layout import Layout
 from arra.models import load_model
 from arra.models.janus import AFTER, BEFORE, Janus
-from arra.models.probes import check
 
 CODES, GRID = 24, (3, 3)
 SPECIAL = ["<bos>", "<eos>", "<pad>", "<begin_of_image>", "<end_of_image>", "<image_placeholder>"]
@@ -193,3 +196,66 @@ def test_greedy_guided_pictures_are_those_of_transformers(published: Path, backb
     assert len(set(theirs.flatten().tolist())) > 4, "the comparison needs some variety"
     pixels = load_image_tokenizer(published).decode(ours)
     assert torch.equal(pixels, to_bytes(model.decode_image_tokens(theirs).permute(0, 3, 1, 2)))
+
+
+def logits(model: JanusForConditionalGeneration, ids: torch.Tensor) -> torch.Tensor:
+    text = model.get_input_embeddings()((ids - CODES).clamp(min=0))
+    code = model.prepare_embeddings_for_image_generation(ids.clamp(max=CODES - 1))
+    inputs = torch.where(ids[..., None] < CODES, code, text)
+    return model.model.generation_head(model.model(inputs_embeds=inputs).last_hidden_state)
+
+
+def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
+    published: Path, tmp_path: Path
+) -> None:
+    """prepare, train adapt, export, generate: what should move moves, and nothing else does."""
+    export = painter_commands.adapt(published, tmp_path, size=6)
+    before = original(published)
+    after = JanusForConditionalGeneration.from_pretrained(
+        export / "model", output_loading_info=True
+    )
+    model, found = after
+    assert not any(found.values()), "the export is whole"
+    moved = dict(model.named_parameters())
+    for name, parameter in before.named_parameters():
+        same = torch.equal(parameter, moved[name])
+        assert same == name.startswith(
+            ("model.vision_model.", "model.aligner.", "model.vqmodel.", "lm_head.")
+        ), name
+    assert model.generation_config.to_diff_dict() == before.generation_config.to_diff_dict()
+    ours = load_model(export)
+    ids = torch.tensor([[*ours.condition("a red circle", GRID), *ours.layout.code_ids[:5]]])
+    with torch.no_grad():
+        assert torch.equal(ours.head(ours.last_hidden(ids)), logits(model.eval(), ids))
+    for folder in (published, export):
+        out = tmp_path / f"pictures-{folder.name}"
+        painter_commands.run(
+            *("generate", folder, "a red circle", "a star", "--out", out, "--num", 1, "--slots", 2),
+            *("--device", "cpu"),
+        )
+        assert [PIL.Image.open(f).size for f in sorted(out.glob("0*.png"))] == [(6, 6)] * 2
+
+
+def test_wrong_folders_are_refused_in_one_sentence(published: Path, tmp_path: Path) -> None:
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(published, tmp_path / name))
+
+    weights = load_file(published / "model.safetensors")
+    del weights["model.generation_head.vision_head.bias"]
+    save_file(weights, copied("missing") / "model.safetensors", {"format": "pt"})
+    (copied("truncated") / "model.safetensors").write_bytes(
+        (published / "model.safetensors").read_bytes()[:5000]
+    )
+    (copied("without") / "model.safetensors").unlink()
+    copied("another")
+    for file in (tmp_path / "another").glob("tokenizer*.json"):
+        file.write_text(file.read_text().replace("<begin_of", "<start_"))
+    for name, words in {
+        "missing": "1 tensors are missing, such as model.generation_head.vision_head.bias",
+        "truncated": "cannot be loaded as JanusForConditionalGeneration",
+        "without": "cannot be loaded as JanusForConditionalGeneration",
+        "another": "its text tokenizer has no <begin_of_image>",
+    }.items():
+        with pytest.raises(ValueError, match=words) as refusal:
+            load_model(tmp_path / name)
+        assert "\n" not in str(refusal.value)
