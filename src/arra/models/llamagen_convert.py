@@ -25,7 +25,7 @@ HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 40
 UNUSED = re.compile(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\.[kv]_cache")
 """Tables that the original computes anew, and caches of a model that was saved after painting."""
 
-NAMED_SIDES = re.compile(r"(?<!\d)(256|384|448|512)(?!\d)")
+NAMED_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 DOWNSAMPLING = 16
 """Pixels per code of vq_ds16, the tokenizer of all published checkpoints."""
 
@@ -123,25 +123,17 @@ def _config(
         grid_height=side,
         grid_width=side,
         condition="class" if by_class else "text",
-        **_dropouts(settings),
+        token_dropout=float(settings.get("token_dropout_p", 0.1)),
+        drop_path=float(settings.get("drop_path_rate", 0.0)),
     )
+    # as train_c2i.py sets them: with drop path, the blocks' own dropouts are off
+    inside = 0.0 if config.drop_path > 0 else float(settings.get("dropout_p", 0.1))
+    config.residual_dropout = config.mlp_dropout = inside
     if by_class:
         config.num_classes, config.id2label = classes, {i: str(i) for i in range(classes)}
     else:
         config.text_slots, config.caption_dim = slots, features
     return config
-
-
-def _dropouts(settings: Mapping[str, Any]) -> dict[str, float]:
-    """As train_c2i.py sets them: with drop path, the blocks' own dropouts are off."""
-    drop_path = float(settings.get("drop_path_rate", 0.0))
-    inside = 0.0 if drop_path > 0 else float(settings.get("dropout_p", 0.1))
-    return {
-        "drop_path": drop_path,
-        "residual_dropout": inside,
-        "mlp_dropout": inside,
-        "token_dropout": float(settings.get("token_dropout_p", 0.1)),
-    }
 
 
 def _side(
@@ -156,10 +148,11 @@ def _side(
         return round((len(freqs_cis) - prefix) ** 0.5)
     if "image_size" in settings:
         return int(settings["image_size"]) // int(settings.get("downsample_size", DOWNSAMPLING))
-    named = NAMED_SIDES.findall(file_name)
+    numbers = [int(n) for n in NAMED_NUMBER.findall(file_name.replace("_", " "))]
+    named = [n for n in numbers if n % DOWNSAMPLING == 0 and 32 <= n <= 1024]
     if not named:
         raise ValueError(
             f"{source} does not say how large its images are, and no tensor shows it: name the "
             f"file as it is published, with the pixels at the end (c2i_B_256.pt)"
         )
-    return int(named[-1]) // DOWNSAMPLING
+    return named[-1] // DOWNSAMPLING
