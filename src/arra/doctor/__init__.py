@@ -1,0 +1,1 @@
+"""`arra doctor`: what a run would need, found out before it starts."""

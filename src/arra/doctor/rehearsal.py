@@ -1,0 +1,346 @@
+"""One optimizer step of a planned run, carried out on tensors without memory.
+
+It is the training loop's own step (`train/loop.py:optimizer_step`) on what the training's own
+`assemble` puts together, so a flag that changes what trains changes the plan. Counted is what lives;
+nothing is computed by formula but the two stand-ins (`stand_ins.py`).
+
+Legend: B rows, T tokens.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import masking_utils
+
+from arra.config import TrainConfig
+from arra.data.shards import Dataset
+from arra.doctor.live import LiveBytes
+from arra.doctor.made_up import Repeated, longest_sample, tensors_of, with_tensors
+from arra.doctor.stand_ins import EightBitAdamW, quantise_blocks
+from arra.generate.engine import PROMPT_STEP
+from arra.generate.settings import DEFAULT_SLOTS
+from arra.models.adapted import Adapter, put_on
+from arra.models.base import Backbone, Grid
+from arra.models.outline import outline_for_training
+from arra.train.adapters import peft_config
+from arra.train.loop import optimizer_step
+from arra.train.monitor import Tally
+from arra.train.setup import Run, assemble
+
+MICROS = 2
+"""Micro-batches that are carried out at most: from the second on, each peak is the same."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parameters by group, counted once each; `trained` of them have gradients."""
+
+    tables: int
+    blocks: int
+    head: int
+    rest: int
+    projectors: int
+    trained: int
+
+    @property
+    def total(self) -> int:
+        return self.tables + self.blocks + self.head + self.rest + self.projectors
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, at the highest moment of an optimizer step.
+
+    Attributes:
+        weights: parameters and buffers, those of the projectors too.
+        optimizer: AdamW's states.
+        average: the averaged weights (--optim.ema).
+        batch: codes, positions and features of all micro-batches of a step.
+        gradients: those that exist at the peak.
+        activations: all else at the peak: what blocks keep for the backward pass, what the loss
+            holds, and scratch.
+        peak: their sum.
+        peak_phase: what was going on: forward, loss, backward or optimizer.
+        kept_by_blocks: what lives after the forward pass through the blocks, for the backward.
+        loss_scratch: the most that the loss adds to it: the logits of one chunk, and the head's
+            gradients.
+    """
+
+    weights: int
+    optimizer: int
+    average: int
+    batch: int
+    gradients: int
+    activations: int
+    peak: int
+    peak_phase: str
+    kept_by_blocks: int
+    loss_scratch: int
+
+
+@dataclass(frozen=True)
+class Painting:
+    """Bytes while pictures are painted, and what the cache has of it."""
+
+    images: int
+    rows: int
+    columns: int
+    cache: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one device does in an optimizer step.
+
+    Attributes:
+        flops: floating-point operations of all matrix products, recomputation included.
+        tokens: positions per optimizer step, padding included.
+        row_tokens: length of a row.
+    """
+
+    parts: Parts
+    memory: Memory
+    painting: Painting
+    flops: int
+    tokens: int
+    row_tokens: int
+    weight_dtype: str
+
+
+def rehearse(
+    config: TrainConfig, micro: int, accumulate: int, dataset: Dataset, captions: Sequence[str]
+) -> Rehearsal:
+    """Carries out two optimizer steps and one painting of a run; seconds, for any size of model.
+
+    Args:
+        micro: images per forward pass on one device.
+        accumulate: forward passes per optimizer step on one device.
+        dataset: whose longest sample fills every row; or a made-up one.
+        captions: what a fresh model's tokenizer is fitted on.
+
+    Raises:
+        ValueError: parts do not fit one another, as in training; or the model cannot run without
+            values.
+    """
+    done = min(accumulate, MICROS)
+    data = dataclasses.replace(config.data, prompt_dropout=0.0)
+    optim = dataclasses.replace(config.optim, bits=32)
+    planned = dataclasses.replace(
+        config, batch_size=micro * done, micro_batch=micro, data=data, optim=optim
+    )
+    with _without_memory() as fake:
+        backbone, adapter = outlined(config, dataset.manifest.tokenizer.codebook_size, captions)
+        sample = longest_sample(dataset, backbone)
+        run = assemble(
+            planned, Path("."), torch.device("cpu"), backbone, sample, None, "", adapter
+        )
+    if config.optim.bits == 8:
+        run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
+    _longest_passages(run)
+    micros = with_tensors(run.loader.step(0), _faker(fake))
+    run.loader = Repeated(micros)
+    live = LiveBytes()
+    try:
+        with _without_memory(fake), live:
+            memory, flops = _steps(run, live, accumulate)
+            painting = _painting(run, live, sample)
+    except (NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{type(backbone.model).__name__} asks for values in its forward pass, so it cannot be "
+            f"planned ({reason})"
+        ) from None
+    rows = micros[0].batch.ids_BT.shape
+    return Rehearsal(
+        parts=_count(run),
+        memory=memory,
+        painting=painting,
+        flops=flops * accumulate // done,
+        tokens=rows.numel() * accumulate,
+        row_tokens=rows[1],
+        weight_dtype=str(backbone.model.dtype).removeprefix("torch."),
+    )
+
+
+def outlined(
+    config: TrainConfig, codebook_size: int, captions: Sequence[str]
+) -> tuple[Backbone, Adapter | None]:
+    """The run's backbone, with its adapter if it has one; where tensors have no memory."""
+    adapted = config.lora.rank > 0
+    backbone = outline_for_training(
+        config.model_path,
+        config.model,
+        codebook_size=codebook_size,
+        captions=captions,
+        stored=adapted and config.lora.quantize == "none",
+    )
+    if not adapted:
+        return backbone, None
+    if config.lora.quantize == "4bit":
+        quantise_blocks(backbone, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    return put_on(backbone, peft_config(backbone, config.lora), config.seed)
+
+
+def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
+    """Two steps: the first makes the optimizer's states, the second is counted."""
+    model, objective = run.step.model, run.step.objective
+    micros = run.loader.step(0)
+    weights = live.hold([*model.parameters(), *model.buffers()])
+    weights += live.hold([*objective.parameters(), *objective.buffers()])
+    average = live.hold(run.state.average.weights.values()) if run.state.average else 0
+    one = live.hold(tensors_of(micros))
+    batch = one * accumulate // len(micros)
+    live.watch([*model.parameters(), *objective.parameters()])
+    marks = _Marks(run, live)
+    optimizer_step(run, 0, Tally())
+    states = [t for s in run.state.optimizer.state.values() for t in s.values()]
+    optimizer = sum(_bytes_of(states))
+    live.restart()
+    with marks:
+        optimizer_step(run, 1, Tally())
+    gradients = live.peak_gradients
+    held = weights + average + one + optimizer
+    memory = Memory(
+        weights=weights,
+        optimizer=optimizer,
+        average=average,
+        batch=batch,
+        gradients=gradients,
+        activations=live.peak - held - gradients,
+        peak=live.peak - one + batch,
+        peak_phase=live.peak_phase,
+        kept_by_blocks=marks.kept,
+        loss_scratch=marks.loss,
+    )
+    return memory, live.flops.total()
+
+
+class _Marks:
+    """Tells a `LiveBytes` what is going on, and measures between the marks."""
+
+    def __init__(self, run: Run, live: LiveBytes) -> None:
+        self.run, self.live = run, live
+        self.kept = self.loss = self._before = 0
+
+    def __enter__(self) -> None:
+        step = self.run.step
+        self._handles: list[Any] = [
+            step.register_forward_pre_hook(self._forward),
+            step.objective.register_forward_pre_hook(self._loss),
+            step.register_forward_hook(self._backward),
+            self.run.state.optimizer.register_step_pre_hook(self._optimizer),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.live.phase = ""
+
+    def _forward(self, *_: Any) -> None:
+        self.live.phase, self._before = "forward", self.live.live
+
+    def _loss(self, *_: Any) -> None:
+        self.live.phase = "loss"
+        self.kept = self.live.live - self._before
+        self.live.mark()
+
+    def _backward(self, *_: Any) -> None:
+        self.live.phase = "backward"
+        self.loss = self.live.since_mark()
+
+    def _optimizer(self, *_: Any) -> None:
+        self.live.phase = "optimizer"
+
+
+@torch.no_grad()
+def _painting(run: Run, live: LiveBytes, sample: Dataset) -> Painting:
+    """One forward pass over prompts and one step behind it, as `generate/engine.py` does them,
+    beside the weights alone."""
+    backbone = run.backbone
+    grid: Grid = (int(sample.grids[0][0]), int(sample.grids[0][1]))
+    guided = float(backbone.sampling["cfg"]) != 1
+    rows = DEFAULT_SLOTS * (2 if guided else 1)
+    prompt = len(backbone.condition(sample.texts[0], grid)) + backbone.text_slots
+    width = (prompt // PROMPT_STEP + 1) * PROMPT_STEP
+    columns = width + backbone.layout.image_length(*grid)
+    backbone.model.eval()
+    before = live.live
+    cache = backbone.new_cache(columns)
+    mask_BC = torch.ones(rows, columns, dtype=torch.bool)
+    ids_BT = torch.zeros(rows, width, dtype=torch.long)
+    live.restart()
+    backbone.head(backbone.step(ids_BT, ids_BT, mask_BC, cache)[:, -1])
+    kept = live.live - before
+    with backbone.decoding():
+        backbone.head(backbone.step(ids_BT[:, :1], ids_BT[:, :1], mask_BC, cache)[:, -1])
+    weights = sum(_bytes_of([*backbone.model.parameters(), *backbone.model.buffers()]))
+    del cache
+    return Painting(DEFAULT_SLOTS, rows, columns, kept, weights + live.peak - before)
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> Iterable[int]:
+    return {id(t): t.untyped_storage().nbytes() for t in tensors}.values()
+
+
+def _count(run: Run) -> Parts:
+    """Parameters by group; a table that serves twice counts as the first."""
+    model, seen = run.step.model, set[int]()
+
+    def new(module: nn.Module) -> int:
+        fresh = {id(p): p for p in module.parameters() if id(p) not in seen}
+        seen.update(fresh)
+        return sum(_values(p) for p in fresh.values())
+
+    tables = sum(new(m) for m in model.modules() if isinstance(m, nn.Embedding))
+    blocks = new(run.backbone.blocks)
+    head = new(run.backbone.head)
+    rest, projectors = new(model), new(run.step.objective)
+    trained = sum(p.numel() for p in run.step.parameters() if p.requires_grad)
+    return Parts(tables, blocks, head, rest, projectors, trained)
+
+
+def _values(parameter: Tensor) -> int:
+    """Packed 4-bit weights are two a byte."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
+def _longest_passages(run: Run) -> None:
+    """Rows of plain text are drawn from a file: plan with its longest."""
+    loader = run.loader
+    if loader.passages:
+        longest = max(loader.passages, key=len)
+        loader.passages = [longest]
+
+
+@contextmanager
+def _without_memory(fake: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
+    """Tensors made here have a shape and a type, but no memory.
+
+    transformers asks the values of position ids whether rows are packed, and assumes that they are
+    where there are no values; ours never are.
+    """
+    fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
+    asks = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        with fake, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield fake
+    finally:
+        masking_utils.find_packed_sequence_indices = asks
+
+
+def _faker(fake: FakeTensorMode) -> Any:
+    def change(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor)
+
+    return change
