@@ -124,7 +124,7 @@ def _train(arguments: Sequence[str]) -> None:
     if recipe in ("-h", "--help"):
         print("usage: arra train RECIPE --data DIR --out RUN [...]\n")
         for name, function in RECIPES.items():
-            print(f"  {name:8}{(function.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:17}{(function.__doc__ or '').splitlines()[0]}")
         print("\n  RUN/config.json in the place of RECIPE repeats a run, with any option changed")
         print("\narra train RECIPE --help lists every option with the recipe's default")
         return

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from arra.config import TrainConfig
 from arra.recipes.adapt import adapt
 from arra.recipes.base import base
+from arra.recipes.imagenet import imagenet, imagenet_subset
 from arra.recipes.llm import llm
 from arra.recipes.scenes import scenes
 
 RECIPES: dict[str, Callable[[str, str], TrainConfig]] = {
     "scenes": scenes,
     "base": base,
+    "imagenet": imagenet,
+    "imagenet-subset": imagenet_subset,
     "llm": llm,
     "adapt": adapt,
 }
