@@ -44,6 +44,9 @@ class Loader:
         centred: whether the constant answer is that of centred features.
         passages: plain text that is mixed in, `text_rows` of them per step.
 
+    Attributes:
+        captions: the rows' features, for a backbone that is prompted by such.
+
     Raises:
         ValueError: the model is prompted by features of captions that the dataset does not have,
             or cannot take what it is given besides.
@@ -70,7 +73,7 @@ class Loader:
         self.samples = _rows_by_sample(dataset.samples)
         if not self.samples:
             raise ValueError(f"the dataset's split {dataset.split!r} has no rows to train on")
-        self._captions = self._caption_column() if backbone.text_slots else None
+        self.captions = self._caption_column() if backbone.text_slots else None
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._constants = {name: self._constant(name) for name in dataset.features}
 
@@ -118,9 +121,9 @@ class Loader:
 
     def _text_features(self, rows: Sequence[int], dropped: np.ndarray) -> TextFeatures | None:
         """The captions of a batch that has one image a sequence."""
-        if self._captions is None:
+        if self.captions is None:
             return None
-        captions = [torch.tensor(self._captions[row]) for row in rows]
+        captions = [torch.tensor(self.captions[row]) for row in rows]
         slots, width = self.backbone.text_slots, self.backbone.text_width
         return TextFeatures.of(captions, dropped.tolist(), slots, width)
 
@@ -154,7 +157,7 @@ class Loader:
             height, width = (int(side) for side in self.dataset.grids[row])
             image = Image(tuple(self.dataset.image_ids[row].tolist()), height, width)
             before, _, after = self.dataset.texts[row].partition(PLACEHOLDER)
-            after = after if self._captions is None else ""  # the whole caption is in its features
+            after = after if self.captions is None else ""  # the whole caption is in its features
             grid = (height, width)
             condition = [] if segments else self.backbone.condition(before, grid)
             if dropped:

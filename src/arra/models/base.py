@@ -39,6 +39,7 @@ class Backbone(ABC):
         sampling: the settings that the family's authors paint with (their source at the constant).
         text_slots: positions that a caption's features fill (0: prompts are ids).
         text_width: of a caption's features, where prompts are such.
+        text_encoder: what makes them for the family's published checkpoints, as a hub id.
         default_grid: of the images that the family's published checkpoints paint, if they agree.
         formats: name -> what it is, where the published checkpoints of a family differ in how they
             write images and prompts; to be said where a folder does not tell (`in_format`).
@@ -51,6 +52,7 @@ class Backbone(ABC):
     sampling: Mapping[str, float] = DEFAULT_SAMPLING
     text_slots: int = 0
     text_width: int = 0
+    text_encoder: str | None = None
     default_grid: Grid | None = None
     formats: ClassVar[Mapping[str, str]] = {}
 

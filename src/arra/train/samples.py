@@ -1,5 +1,6 @@
 """Sample grids while training, from generators of their own: training randomness is untouched."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from arra.files import atomic_write
 
 if TYPE_CHECKING:
+    from arra.data.loader import Loader
+    from arra.generate.captions import PromptFeatures
     from arra.train.setup import Run
 
 
@@ -22,9 +25,24 @@ def paint_samples(run: "Run", step: int) -> None:
     tokenizer = load_image_tokenizer(run.tokenizer_spec, device=str(run.device))
     run.step.eval()
     with torch.random.fork_rng():
-        pipe = Pipeline(run.backbone, tokenizer, grid=(height, width))
+        pipe = Pipeline(
+            run.backbone, tokenizer, grid=(height, width), prompt_features=_stored(source)
+        )
         images = pipe(prompts, seeds=list(range(len(prompts))))
     run.step.train()
     columns = max(1, round(len(prompts) ** 0.5))
     with atomic_write(run.folder / "samples" / f"step-{step:08d}.png") as temporary:
         grid(images, columns, captions=prompts).save(temporary, format="PNG")
+
+
+def _stored(source: "Loader") -> "PromptFeatures | None":
+    """The features of the dataset's own captions: training opens no encoder."""
+    column = source.captions
+    if column is None:
+        return None
+    rows = {text: row for row, text in enumerate(source.dataset.texts)}
+
+    def features_of(prompts: Sequence[str]) -> list[torch.Tensor]:
+        return [torch.tensor(column[rows[prompt]]) for prompt in prompts]
+
+    return features_of
