@@ -12,6 +12,7 @@ from PIL import Image
 from arra.data.images import grid, to_pil
 from arra.data.progress import Meter
 from arra.files import atomic_write, read_json, write_json
+from arra.generate.captions import EncodedPrompts
 from arra.generate.pipeline import Pipeline
 from arra.generate.settings import GenerateConfig, Sampling
 from arra.models import Backbone
@@ -53,6 +54,7 @@ def generate(config: GenerateConfig) -> Path:
         config.model,
         device,
         config.image_tokenizer,
+        text_encoder=config.text_encoder,
         grid=config.grid,
         published_format=config.format,
         dtype=config.dtype,
@@ -85,7 +87,9 @@ def _paint(
     meter: Meter,
 ) -> None:
     prompts, seeds = [p.prompt for p in pictures], [p.seed for p in pictures]
-    for batch in pipe.paint(prompts, seeds, sampling, slots):
+    batches = pipe.paint(prompts, seeds, sampling, slots)
+    pipe.release_text_encoder()  # all prompts are encoded by now
+    for batch in batches:
         images = to_pil(pipe.decode(batch.codes_Nhw, slots))
         for index, image in zip(batch.indices, images, strict=True):
             with atomic_write(out / pictures[index].file) as temporary:
@@ -122,6 +126,7 @@ def _settings(
         "image_tokenizer": pipe.image_tokenizer.fingerprint,
         "grid": list(pipe.grid),
         "wording": pipe.backbone.layout.wording,
+        "text_encoder": _text_encoder(pipe),
         "num": config.num,
         "seed": config.seed,
         **asdict(sampling),
@@ -133,6 +138,11 @@ def _settings(
             "torch": torch.__version__,
         },
     }
+
+
+def _text_encoder(pipe: Pipeline) -> str | None:
+    features = pipe.prompt_features
+    return features.identity if isinstance(features, EncodedPrompts) else None
 
 
 def weights_sha256(backbone: Backbone) -> str:
@@ -166,8 +176,9 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    if name in ("weights", "image_tokenizer"):
-        return {"weights": "the model's weights", "image_tokenizer": "--image-tokenizer"}[name]
+    if name in ("weights", "image_tokenizer", "text_encoder"):
+        said = {"weights": "the model's weights", "image_tokenizer": "--image-tokenizer"}
+        return said.get(name, "--text-encoder")
     if name == "prompts":
         return "the prompts"
     return f"--{name.replace('_', '-')}: {before} -> {now}"

@@ -1,6 +1,7 @@
 """From prompts and seeds to pictures: a painter together with its image tokenizer.
 
-Legend: N images, h and w codes per side, `NCHW` = channels first, uint8 pixels 0..255.
+Legend: N images, h and w codes per side, `NCHW` = channels first, uint8 pixels 0..255, n tokens of
+a prompt, F width of its features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,11 @@ from torch import Tensor
 from arra.config import from_json
 from arra.data.images import to_pil
 from arra.files import read_json
+from arra.generate.captions import EncodedPrompts, PromptFeatures, encoded_prompts
 from arra.generate.engine import Painted, Request, paint
 from arra.generate.settings import DEFAULT_SLOTS, Sampling, check_slots
 from arra.image_tokenizers import load_image_tokenizer
-from arra.image_tokenizers.vq import VQModel
+from arra.image_tokenizers.interface import ImageTokenizer
 from arra.models import Backbone, load_model
 from arra.models.loading import PIPELINE, Precision
 from arra.resolve import resolve_folder
@@ -36,15 +38,18 @@ class Pipeline:
         grid: (height, width) of its images in codes.
         sampling: used where a call does not say otherwise.
         slots: images per forward pass, likewise.
+        prompt_features: the prompts of a model that is prompted by features; `EncodedPrompts`, or
+            a look-up where they are known.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        image_tokenizer: VQModel,
+        image_tokenizer: ImageTokenizer,
         grid: tuple[int, int],
         sampling: Sampling | None = None,
         slots: int = DEFAULT_SLOTS,
+        prompt_features: PromptFeatures | None = None,
     ) -> None:
         known = len(backbone.layout.code_ids)
         if image_tokenizer.codebook_size != known:
@@ -56,6 +61,7 @@ class Pipeline:
         self.backbone, self.image_tokenizer = backbone, image_tokenizer
         self.grid, self.slots = grid, slots
         self.sampling = Sampling() if sampling is None else sampling
+        self.prompt_features = prompt_features
 
     @classmethod
     def from_pretrained(
@@ -64,6 +70,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         image_tokenizer: str | Path | None = None,
         *,
+        text_encoder: str | None = None,
         grid: tuple[int, int] | None = None,
         published_format: str | None = None,
         dtype: Precision = "auto",
@@ -74,6 +81,8 @@ class Pipeline:
         Args:
             image_tokenizer: folder, file or hub id, where it is not at its recorded place or, for a
                 published checkpoint, not inside it.
+            text_encoder: folder or hub id likewise, of a model that is prompted by its features. It
+                is opened when the first prompt comes.
             grid: (height, width) of the images in codes; default: what the model was trained on.
             published_format, dtype: see `load_model`.
 
@@ -84,7 +93,10 @@ class Pipeline:
         folder = resolve_folder(spec, "model")
         backbone = load_model(spec, device, dtype=dtype, published_format=published_format)
         if not (folder / PIPELINE).is_file():
-            return cls._of_published(backbone, folder, device, image_tokenizer, grid)
+            encoded = encoded_prompts(backbone, {}, device, text_encoder)
+            pipe = cls._of_published(backbone, folder, device, image_tokenizer, grid)
+            pipe.prompt_features = encoded
+            return pipe
         described = read_json(folder / PIPELINE)
         if described.get("format_version") != FORMAT_VERSION:
             raise ValueError(
@@ -93,7 +105,9 @@ class Pipeline:
             )
         tokenizer = _image_tokenizer(folder, described, image_tokenizer, str(device))
         height, width = described["grid"] if grid is None else grid
-        return cls(backbone, tokenizer, (height, width), from_json(Sampling, described["sampling"]))
+        sampling = from_json(Sampling, described["sampling"])
+        encoded = encoded_prompts(backbone, described, device, text_encoder)
+        return cls(backbone, tokenizer, (height, width), sampling, prompt_features=encoded)
 
     @classmethod
     def _of_published(
@@ -177,8 +191,29 @@ class Pipeline:
         prefix_of = {
             prompt: tuple(self.backbone.condition(prompt, self.grid)) for prompt in set(listed)
         }
-        requests = [Request(prefix_of[p], seed) for p, seed in zip(listed, seeds, strict=True)]
+        text_of = self._text_of(listed)
+        requests = [
+            Request(prefix_of[prompt], seed, text_of.get(prompt))
+            for prompt, seed in zip(listed, seeds, strict=True)
+        ]
         return paint(self.backbone, requests, self.grid, sampling, self._rows(slots))
+
+    def release_text_encoder(self) -> None:
+        """Frees the text encoder's memory, if one was opened; prompts it has seen stay known."""
+        if isinstance(self.prompt_features, EncodedPrompts):
+            self.prompt_features.release()
+
+    def _text_of(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Features (n, F) of the prompts that are not empty, if the model is prompted by such."""
+        distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt]
+        if not self.backbone.text_slots or not distinct:
+            return {}
+        if self.prompt_features is None:
+            raise ValueError(
+                "the model is prompted by a text encoder's features: give the pipeline "
+                "`prompt_features`, or open it with Pipeline.from_pretrained"
+            )
+        return dict(zip(distinct, self.prompt_features(distinct), strict=True))
 
     def decode(self, codes_Nhw: Tensor, slots: int | None = None) -> Tensor:
         """Codes to pixels, uint8 NCHW on the CPU.
@@ -209,7 +244,7 @@ def _repetitions(prompts: Sequence[str]) -> list[int]:
 
 def _image_tokenizer(
     folder: Path, described: dict[str, Any], given: str | Path | None, device: str
-) -> VQModel:
+) -> ImageTokenizer:
     recorded = described["image_tokenizer"]
     inside = folder / INSIDE
     spec = given or (inside if inside.is_dir() else recorded["spec"])

@@ -89,6 +89,9 @@ class GenerateConfig:
     the same to the last bit only at the same number; with several CPU threads, a multiple of 4."""
     image_tokenizer: str | None = None
     """Folder, file or hub id; default: the one that the model was trained with."""
+    text_encoder: str | None = None
+    """Folder or hub id, for a model that is prompted by a text encoder's features; default: the one
+    that the model was trained with."""
     grid: tuple[int, int] | None = None
     """Height and width of the images in codes. Default: what the model was trained on."""
     format: str | None = None
