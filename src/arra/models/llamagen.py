@@ -117,6 +117,7 @@ class LlamaGen(Backbone):
         self.sampling = CLASS_SAMPLING if self._by_class else TEXT_SAMPLING
         self.text_slots = 0 if self._by_class else config.text_slots
         self.text_width = 0 if self._by_class else config.caption_dim
+        self.text_encoder = None if self._by_class else "google/flan-t5-xl"  # language/README.md
         self.default_grid = (config.grid_height, config.grid_width)
         names = (config.id2label or {}) if self._by_class else {}
         self._class_of = {str(name): int(i) for i, name in names.items()}
