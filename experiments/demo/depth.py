@@ -51,11 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 3], help="0 = plain")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2, 3], help="0 = plain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[11])
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--used", type=int, default=3, help="the layer that the recipe taps")
+    parser.add_argument("--used", type=int, default=2, help="the layer that the recipe taps")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     jobs = [(layer or None, seed) for seed in arguments.seeds for layer in arguments.layers]
@@ -76,7 +76,7 @@ def main() -> None:
         f"From experiments/demo/depth.json: {arguments.steps} steps, seeds {seeds}, "
         f"{arguments.prompts} captions of the validation split, no guidance."
     )
-    depth = {"layers": 6, "used": arguments.used, "source": source, "rows": rows}
+    depth = {"layers": 4, "used": arguments.used, "source": source, "rows": rows}
     write_json(BUNDLED / "scenes-depth.json", depth)
     print(rows)
 

@@ -26,7 +26,7 @@ class DemoConfig:
 
     out: str = "runs/demo"
     """Folder for everything; the same command again goes on where it was."""
-    steps: int = 900
+    steps: int = 800
     """Optimizer steps of each arm, 32 images each."""
     train_images: int = 16_000
     """Scenes that are drawn for training."""
