@@ -128,6 +128,9 @@ class Backbone(ABC):
             f"checkpoint of it with --model"
         )
 
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Takes a dataset's class names over, where the model paints classes without names."""
+
     # ---- what it is -----------------------------------------------------------------------------
 
     @property

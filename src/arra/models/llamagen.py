@@ -119,12 +119,26 @@ class LlamaGen(Backbone):
         self.text_width = 0 if self._by_class else config.caption_dim
         self.text_encoder = None if self._by_class else "google/flan-t5-xl"  # language/README.md
         self.default_grid = (config.grid_height, config.grid_width)
-        names = (config.id2label or {}) if self._by_class else {}
+        self._index_names()
+
+    def _index_names(self) -> None:
+        names = (self.model.config.id2label or {}) if self._by_class else {}
         self._class_of = {str(name): int(i) for i, name in names.items()}
         counts = Counter(map(_folded, self._class_of))
         self._class_of_folded = {
             _folded(name): i for name, i in self._class_of.items() if counts[_folded(name)] == 1
         }
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Published checkpoints number their classes; the order of ImageNet's folders is theirs.
+
+        Folders that are numbers already name classes of the model, and are left alone.
+        """
+        unnamed = all(name == str(i) for name, i in self._class_of.items())
+        numbers = all(name.isdecimal() for name in names)
+        if unnamed and not numbers and len(names) == len(self._class_of):
+            self.model.config.id2label = dict(enumerate(names))
+            self._index_names()
 
     # ---- what it is -----------------------------------------------------------------------------
 

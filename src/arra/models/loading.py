@@ -178,6 +178,7 @@ def load_for_training(
         backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names, text_width)
     else:
         backbone = _backbone(spec, config, codebook_KC, seed)
+        backbone.name_classes(class_names)
     if config.dtype != "auto":
         cast_weights(backbone.model, getattr(torch, config.dtype))
     backbone.set_attention(config.attention)

@@ -302,6 +302,18 @@ def test_a_class_has_a_number_and_a_name() -> None:
     assert tiny("text").condition("a fox", grid) == list(range(CODES, CODES + SLOTS))
 
 
+def test_a_datasets_names_are_taken_where_classes_have_none(tmp_path: Path) -> None:
+    backbone = golden("class", tmp_path)
+    backbone.name_classes(["10", "11", "12", "13", "14"])  # numbers say which
+    backbone.name_classes(["n01", "n02"])  # not all classes
+    assert backbone.condition("1", GRID) == [CODES + 1]
+    names = ["n01440764", "n01443537", "n01484850", "n01491361", "n01494475"]
+    backbone.name_classes(names)
+    assert backbone.condition("n01484850", GRID) == backbone.condition("2", GRID) == [CODES + 2]
+    backbone.name_classes(["a", "b", "c", "d", "e"])
+    assert backbone.model.config.id2label == dict(enumerate(names))
+
+
 def test_ids_and_codes_go_both_ways() -> None:
     backbone, codes = tiny(), list(range(12))
     sample = backbone.layout.sample(
