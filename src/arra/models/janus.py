@@ -82,7 +82,7 @@ class Janus(CausalLM):
 
     @property
     def vocab_size(self) -> int:
-        return self.model.model.generation_embeddings.num_embeddings
+        return len(self.layout.code_ids)
 
     @property
     def output_table(self) -> nn.Module:
@@ -104,6 +104,13 @@ class Janus(CausalLM):
             inputs_embeds=self.embedded(ids_BT), output_hidden_states=True, use_cache=False
         )
         return self.model.model.generation_head(output.last_hidden_state), output.hidden_states
+
+    def image_rows(self) -> list[int]:
+        return []
+
+    def image_tables(self) -> Sequence[nn.Module]:
+        parts = self.model.model
+        return (parts.generation_embeddings, parts.generation_aligner, parts.generation_head)
 
     # ---- prompts --------------------------------------------------------------------------------
 
