@@ -111,6 +111,7 @@ class Backbone(ABC):
         grid: Grid,
         class_names: Sequence[str],
         text_width: int,
+        text_slots: int,
     ) -> "Backbone":
         """A backbone with random weights.
 
@@ -119,6 +120,7 @@ class Backbone(ABC):
             grid: of the images that it will paint.
             class_names: of the dataset, if it has any.
             text_width: of the dataset's features of captions, 0 = it has none.
+            text_slots: the most tokens that they have.
 
         Raises:
             ValueError: the family cannot be started from nothing, or needs what is not there.

@@ -77,6 +77,7 @@ class LlamaGen(Backbone):
         grid: Grid,
         class_names: Sequence[str],
         text_width: int,
+        text_slots: int = 120,
     ) -> Backbone:
         """Text-conditional where the dataset has features of captions, else for its classes."""
         if not class_names and not text_width:
@@ -98,7 +99,7 @@ class LlamaGen(Backbone):
             mlp_dropout=config.dropout,
         )
         if text_width:
-            sizes.condition, sizes.caption_dim = "text", text_width
+            sizes.condition, sizes.text_slots, sizes.caption_dim = "text", text_slots, text_width
         else:
             sizes.num_classes, sizes.id2label = len(class_names), dict(enumerate(class_names))
         return cls._of(LlamaGenForImageGeneration(sizes))

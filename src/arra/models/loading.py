@@ -162,6 +162,7 @@ def load_for_training(
     grid: Grid | None = None,
     class_names: Sequence[str] = (),
     text_width: int = 0,
+    text_slots: int = 120,
 ) -> Backbone:
     """The backbone that a run starts from.
 
@@ -172,10 +173,12 @@ def load_for_training(
         grid: of the dataset's images, for a fresh model of a family whose positions know it.
         class_names: of the dataset, if it has any: the prompts of a fresh class-conditional model.
         text_width: of the dataset's features of captions, if it has any: the prompts likewise.
+        text_slots: the most tokens that they have.
     """
     if spec is None:
         torch.manual_seed(seed)
-        backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names, text_width)
+        text_shape = (text_width, text_slots)
+        backbone = _fresh(config, codebook_KC, captions, seed, grid, class_names, text_shape)
     else:
         backbone = _backbone(spec, config, codebook_KC, seed)
         backbone.name_classes(class_names)
@@ -241,19 +244,19 @@ def _fresh(
     seed: int,
     grid: Grid | None,
     class_names: Sequence[str],
-    text_width: int,
+    text_shape: tuple[int, int],
 ) -> Backbone:
     _refuse_published_options(config)
     architecture = config.architecture
     if architecture == "auto":
-        architecture = "llamagen" if class_names or text_width else "llama"
+        architecture = "llamagen" if class_names or text_shape[0] else "llama"
     elif config.dropout and family_named(architecture) is CausalLM:
         raise ValueError(f"--model.dropout: a fresh {architecture} has none, leave it out")
     family = family_named(architecture)
     if family is not CausalLM:
         if grid is None:
             raise ValueError(f"a fresh {architecture} must know the image's size in codes")
-        backbone = family.fresh(config, len(codebook_KC), grid, class_names, text_width)
+        backbone = family.fresh(config, len(codebook_KC), grid, class_names, *text_shape)
         check(backbone)
         return backbone
     tokenizer = fit_text_tokenizer(captions, config.text_vocabulary)

@@ -154,6 +154,8 @@ def _text_encoder(
 def _backbone(
     config: TrainConfig, folder: Path, codebook_KC: Tensor, dataset: Dataset
 ) -> tuple[Backbone, Adapter | None, BaseRecord | None]:
+    texts = dataset.manifest.text_features.values()
+
     def whole() -> Backbone:
         return load_for_training(
             config.model_path,
@@ -163,7 +165,8 @@ def _backbone(
             seed=config.seed,
             grid=(int(dataset.grids[0][0]), int(dataset.grids[0][1])),
             class_names=dataset.manifest.class_names,
-            text_width=max((t.dim for t in dataset.manifest.text_features.values()), default=0),
+            text_width=max((t.dim for t in texts), default=0),
+            text_slots=max((t.length for t in texts), default=0),
         )
 
     if config.lora.rank:
