@@ -1,16 +1,17 @@
-"""Compares what `arra doctor --plan` predicts with what training takes, and ends with one JSON line.
+"""Compares what `arra doctor --plan` predicts with what training takes; ends with a JSON line.
 
     python benchmarks/plan.py [--quick] [--only NAME] [--out experiments/plan/results.json]
 
-Each case trains three optimizer steps (the loop's own step, on a model with values) in processes of
+Each case trains three optimizer steps (the loop's own step, on a model with values) in a process of
 its own, and measures the peak in steps 2 and 3
 
     live     by PyTorch's CPU allocator: the profiler's memory events, every allocation and release
-             since before the model was built. Scratch that kernels allocate is in it. Deterministic,
-             and independent of the way the prediction counts.
+             since before the model was built, kernels' scratch too. Deterministic, and independent
+             of the way the prediction counts.
     rss      by the system: the highest resident set minus what the process had before the model.
              Allocations from 128 KB on are given back at once (MALLOC_MMAP_THRESHOLD_), or the
-             C library's hoard would be measured too. Needs Linux.
+             C library's hoard would be measured too. Needs Linux; judged from 256 MiB on, because
+             libraries load some 10 MiB of their own when a model first trains.
     cuda     where there is a GPU: torch.cuda.max_memory_allocated.
 
 The bar is 15 %. `--quick` leaves out the larger cases.
@@ -27,10 +28,12 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 BAR = 0.15
+RSS_FROM = 256 * 2**20
 GRID, CODES = (8, 8), 512
 STEPS = 3
 
@@ -42,7 +45,6 @@ class Case:
     name: str
     config: Any
     codes: int = CODES
-    caption_tokens: int = 24
     quick: bool = False
     base: bool = False  # --model names a small language model, saved for the occasion
 
@@ -80,13 +82,13 @@ def cases() -> list[Case]:
             quick=True,
         ),
         case("plain-sdpa", replace(start, model=model, align=plain)),
-        case("aligned-eager", replace(start, model=replace(model, attention="eager"), align=aligned)),
+        case(
+            "aligned-eager", replace(start, model=replace(model, attention="eager"), align=aligned)
+        ),
         case("checkpointed", replace(start, model=checkpointed, align=aligned)),
         case(
             "accumulated-ema",
-            replace(
-                start, model=deep, align=aligned, micro_batch=2, optim=OptimConfig(ema=0.999)
-            ),
+            replace(start, model=deep, align=aligned, micro_batch=2, optim=OptimConfig(ema=0.999)),
         ),
         case(
             "wide-vocabulary-z",
@@ -96,9 +98,7 @@ def cases() -> list[Case]:
         case("bfloat16", replace(start, model=deep, align=aligned, dtype="bfloat16")),
         case(
             "lora",
-            replace(
-                lora, model_path="", dtype="float32", lora=LoraConfig(rank=8), batch_size=8
-            ),
+            replace(lora, model_path="", dtype="float32", lora=LoraConfig(rank=8), batch_size=8),
             base=True,
         ),
     ]
@@ -106,13 +106,14 @@ def cases() -> list[Case]:
 
 def predicted(case: Case) -> dict[str, Any]:
     """The plan's numbers for a case, and how long they took."""
-    from arra.doctor.made_up import captions
+    from arra.doctor.made_up import Material
     from arra.doctor.rehearsal import rehearse
 
     started = time.monotonic()
     config = case.config
     micro = config.micro_batch or config.batch_size
-    found = rehearse(config, micro, config.batch_size // micro, data_of(case), captions())
+    material = Material(data_of(case), codebook_size=case.codes)
+    found = rehearse(config, micro, config.batch_size // micro, material)
     return {
         **dataclasses.asdict(found.memory),
         "parameters": found.parts.total,
@@ -125,26 +126,24 @@ def data_of(case: Case) -> Any:
     """One image with a caption, again and again."""
     from arra.doctor.made_up import captions, one_image
 
-    text = " ".join(captions(8))[: 4 * case.caption_tokens]
-    return one_image(text, GRID, case.codes, {"clip": 128})
+    return one_image(captions()[0], GRID, {"clip": 128} if case.config.align.weight else {})
 
 
 def run_of(case: Case) -> Any:
     """The real run, with values, as `set_up` would make it."""
     import torch
 
-    from arra.doctor.made_up import captions
+    from arra.models.adapted import put_on
     from arra.models.loading import load_for_training
     from arra.train.adapters import peft_config
-    from arra.models.adapted import put_on
     from arra.train.setup import assemble
 
-    config = case.config
+    config, dataset = case.config, data_of(case)
     backbone = load_for_training(
         config.model_path,
         config.model,
         codebook_KC=torch.zeros(case.codes, 8),
-        captions=captions(),
+        captions=dataset.texts,
         seed=0,
     )
     adapter = None
@@ -152,13 +151,12 @@ def run_of(case: Case) -> Any:
         backbone, adapter = put_on(backbone, peft_config(backbone, config.lora))
     data = replace(config.data, prompt_dropout=0.0)
     device = torch.device(config.device)
-    dataset = data_of(case)
     return assemble(
         replace(config, data=data), Path("."), device, backbone, dataset, None, "", adapter
     )
 
 
-def measured_live(case: Case) -> dict[str, int]:
+def measured_live(case: Case) -> int:
     """Peak of the allocator's own account during steps 2 and 3, in bytes."""
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
@@ -182,7 +180,7 @@ def measured_live(case: Case) -> dict[str, int]:
             live += event.nbytes()
             if begin <= event.start_ns() <= end:
                 peak = max(peak, live)
-    return {"live": peak}
+    return peak
 
 
 def measured_rss(case: Case) -> dict[str, Any]:
@@ -266,69 +264,73 @@ def save_base(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-MEASURES = {
-    "predict": predicted,
-    "live": measured_live,
-    "rss": measured_rss,
-    "cuda": measured_cuda,
-}
-
-
-def in_process(measure: str, name: str, base: str) -> dict[str, Any]:
-    """One measure of one case in a fresh interpreter."""
+def in_process(name: str, base: str) -> dict[str, Any]:
+    """All measures of one case in a fresh interpreter."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MALLOC_MMAP_THRESHOLD_": str(128 * 1024),
         "MALLOC_ARENA_MAX": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [sys.executable, __file__, "--measure", measure, "--only", name, "--base", base]
+    command = [sys.executable, __file__, "--measure", base, "--only", name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"{measure} of {name} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(case: Case, base: str) -> dict[str, Any]:
+    """Resident set first: what the others leave behind would be in it."""
+    import torch
+
+    if case.base:
+        case = replace(case, config=replace(case.config, model_path=base))
+    found: dict[str, Any] = {"case": case.name, **measured_rss(case)}
+    found["live"] = measured_live(case)
+    if torch.cuda.is_available():
+        found |= measured_cuda(case)
+    found["predicted"] = predicted(case)
+    peak = found["predicted"]["peak"]
+    found["error"] = {
+        kind: round(peak / found[kind] - 1, 4)
+        for kind in ("live", "rss", "cuda")
+        if kind in found and (kind != "rss" or peak >= RSS_FROM)
+    }
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only")
-    parser.add_argument("--out")
-    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
-    parser.add_argument("--base", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--only", metavar="NAME")
+    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     chosen = [c for c in cases() if options.only in (None, c.name)]
     chosen = [c for c in chosen if c.quick or not options.quick]
     if options.measure:
-        (case,) = chosen
-        if case.base:
-            case = dataclasses.replace(case, config=replace(case.config, model_path=options.base))
-        print(json.dumps(MEASURES[options.measure](case)))
+        print(json.dumps(measure(chosen[0], options.measure)))
         return 0
-    import torch
-
-    kinds = ["live", "rss"] + (["cuda"] if torch.cuda.is_available() else [])
     rows = []
     with tempfile.TemporaryDirectory() as base:
         save_base(Path(base))
         for case in chosen:
-            row: dict[str, Any] = {"case": case.name, "predicted": in_process("predict", case.name, base)}
-            for kind in kinds:
-                row |= in_process(kind, case.name, base)
-            peak = row["predicted"]["peak"]
-            row["error"] = {kind: round(peak / row[kind] - 1, 4) for kind in kinds}
+            row = in_process(case.name, base)
             rows.append(row)
-            errors = "  ".join(
-                f"{kind} {row[kind] / 2**20:8.1f} MiB ({100 * row['error'][kind]:+.1f} %)"
-                for kind in kinds
+            measured = "  ".join(
+                f"{kind} {row[kind] / 2**20:7.1f} ({100 * off:+.1f} %)"
+                for kind, off in row["error"].items()
             )
-            print(f"{case.name:36}predicted {peak / 2**20:8.1f} MiB   {errors}", flush=True)
-    worst = {kind: max(abs(row["error"][kind]) for row in rows) for kind in kinds}
+            peak = row["predicted"]["peak"] / 2**20
+            print(f"{case.name:36}predicted {peak:7.1f} MiB   {measured}", flush=True)
+    errors = [(kind, abs(off)) for row in rows for kind, off in row["error"].items()]
+    worst = {kind: max(off for k, off in errors if k == kind) for kind, _ in errors}
     result = {
         "bar": BAR,
         "worst_error": worst,
         "within_bar": all(value <= BAR for value in worst.values()),
-        "torch": torch.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
         "machine": platform.machine(),
         "rows": rows,
     }

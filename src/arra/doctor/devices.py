@@ -37,9 +37,10 @@ class Sheet:
     float32: float
 
 
-# NVIDIA's data sheets (A100 r4, H100, H200, L4, L40S: half of what they give "with sparsity") and
+# NVIDIA's data sheets (A100, H100, H200, L4, L40S: half of what they give "with sparsity") and
 # architecture white papers (GA102, AD102; bfloat16 with float32 accumulation). The bfloat16 column
-# agrees with pytorch/torchtitan, torchtitan/tools/utils.py, and karpathy/nanochat, nanochat/common.py.
+# agrees with those of pytorch/torchtitan, torchtitan/tools/utils.py, and karpathy/nanochat,
+# nanochat/common.py.
 GPUS = {
     "rtx3090": Sheet(24, 71.0, 35.6),
     "rtx4090": Sheet(24, 165.2, 82.6),
@@ -51,8 +52,8 @@ GPUS = {
     "h200": Sheet(141, 989.0, 67.0),
 }
 OF_PEAK, OF_MEASURED = 0.35, 0.6
-"""Assumed utilisations. Of a data sheet's peak, well-tuned training reaches 0.4 to 0.55 (PaLM, arXiv
-2204.02311, table 3); this loop is plain PyTorch. Of a measured product, see experiments/plan."""
+"""Assumed utilisations. Of a data sheet's peak, well-tuned training reaches 0.4 to 0.55 (PaLM,
+arXiv 2204.02311, table 3); this loop is plain PyTorch. Of a measured product: experiments/plan."""
 
 
 def gpu_named(name: str, dtype: str) -> Device:

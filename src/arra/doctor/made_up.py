@@ -7,6 +7,7 @@ import dataclasses
 import random
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,85 @@ import torch
 from torch import Tensor
 
 from arra.data.loader import Loader, MicroBatch
-from arra.data.manifest import FeatureInfo, Manifest, SplitInfo, TokenizerInfo
+from arra.data.manifest import (
+    FeatureInfo,
+    Manifest,
+    SplitInfo,
+    TextFeatureInfo,
+    TokenizerInfo,
+)
 from arra.data.shards import Dataset
+from arra.data.text_column import TextColumn
 from arra.models.base import Backbone, Grid
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a plan is fed with: a prepared dataset, or assumptions about one.
+
+    Attributes:
+        dataset: its training split; None = assume what follows.
+        grid: codes of an image; None = the model's own, or 16 x 16, or 8 x 8 for a model that is
+            too short for that.
+        codebook_size: K; None = the model's own, or 16384, or 512 for a model as short as that.
+        prompt_tokens: of every caption.
+        feature_size: D of the one feature that is aligned to.
+        classes: of the dataset; 0 = prompts are captions.
+    """
+
+    dataset: Dataset | None = None
+    grid: Grid | None = None
+    codebook_size: int | None = None
+    prompt_tokens: int = 64
+    feature_size: int = 512
+    classes: int = 0
+
+    @property
+    def captions(self) -> list[str]:
+        """What a fresh model's text tokenizer is fitted on."""
+        return captions() if self.dataset is None else self.dataset.texts
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of a dataset that has some, or as many as are assumed."""
+        if self.dataset is None:
+            return [f"class {number}" for number in range(self.classes)]
+        return self.dataset.manifest.class_names
+
+    @property
+    def text_features(self) -> list[TextFeatureInfo]:
+        """What a dataset knows of its features of captions, if it has any."""
+        return [] if self.dataset is None else [*self.dataset.manifest.text_features.values()]
+
+    def sample(self, backbone: Backbone, names: Sequence[str]) -> Dataset:
+        """The longest sample, as a dataset of its own.
+
+        Args:
+            names: of the features that are aligned to.
+        """
+        if self.dataset is not None:
+            made = _longest_sample(self.dataset, backbone)
+            widths = {name: c.dim for name, c in self.dataset.text_features.items()}
+        else:
+            grid = self.grid or default_grid(backbone)
+            text = _caption_of(self.prompt_tokens, backbone)
+            made = one_image(text, grid, dict.fromkeys(names, self.feature_size))
+            widths = {"assumed": backbone.text_width} if backbone.text_slots else {}
+        made.text_features = {
+            name: _Slots(name, width, backbone.text_slots) for name, width in widths.items()
+        }
+        return made
+
+
+SMALL_GRID, USUAL_GRID = (8, 8), (16, 16)
+
+
+def default_grid(backbone: Backbone) -> Grid:
+    """The images that a model paints if nothing says otherwise."""
+    if backbone.default_grid is not None:
+        return backbone.default_grid
+    fits = backbone.layout.image_length(*USUAL_GRID) < backbone.max_length
+    return USUAL_GRID if fits else SMALL_GRID
 
 
 def captions(count: int = 4000) -> list[str]:
@@ -28,8 +105,10 @@ def captions(count: int = 4000) -> list[str]:
     return [" ".join("".join(chosen.choices(letters, k=8)) for _ in range(4)) for _ in range(count)]
 
 
-def caption_of(tokens: int, backbone: Backbone) -> str:
-    """A caption of `tokens` text tokens."""
+def _caption_of(tokens: int, backbone: Backbone) -> str:
+    """A caption of `tokens` text tokens; a class, where prompts are such."""
+    if backbone.text_tokenizer is None:
+        return "" if backbone.text_slots else "0"
     text = ""
     for word in captions(max(1, tokens)):
         if len(backbone.text_ids(text)) >= tokens:
@@ -40,9 +119,7 @@ def caption_of(tokens: int, backbone: Backbone) -> str:
     return text
 
 
-def one_image(
-    text: str, grid: Grid, codebook_size: int, feature_sizes: Mapping[str, int]
-) -> Dataset:
+def one_image(text: str, grid: Grid, feature_sizes: Mapping[str, int]) -> Dataset:
     """A dataset of one image."""
     nothing = {
         name: FeatureInfo(dim, "", "", "class", [0.0] * dim, [0.0] * dim, [0.0] * dim)
@@ -50,7 +127,7 @@ def one_image(
     }
     manifest = Manifest(
         splits={"train": SplitInfo(1, [])},
-        tokenizer=TokenizerInfo("", "", codebook_size, 1),
+        tokenizer=TokenizerInfo("", "", 1, 1),
         features=nothing,
         size=1,
         crop="none",
@@ -60,11 +137,8 @@ def one_image(
     return _dataset(manifest, [text], [codes], [grid], features)
 
 
-def longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
-    """The sample of a dataset that makes the longest sequence, as a dataset of its own.
-
-    Of the hundred with most codes and letters, the one with most tokens.
-    """
+def _longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
+    """Of the hundred samples with most codes and letters, the one with most tokens."""
     rows: dict[str, list[int]] = {}
     for row, sample in enumerate(dataset.samples):
         rows.setdefault(sample, []).append(row)
@@ -78,7 +152,7 @@ def longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
         return letters(chosen)[0], sum(len(backbone.text_ids(text)) for text in texts if text)
 
     candidates = sorted(rows.values(), key=letters)[-100:]
-    chosen = max(candidates, key=tokens)
+    chosen = candidates[-1] if backbone.text_tokenizer is None else max(candidates, key=tokens)
     return _dataset(
         dataset.manifest,
         [dataset.texts[row] for row in chosen],
@@ -86,6 +160,16 @@ def longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
         [tuple(int(n) for n in dataset.grids[row]) for row in chosen],
         {name: values[chosen] for name, values in dataset.features.items()},
     )
+
+
+class _Slots(TextColumn):
+    """Caption features that fill every slot."""
+
+    def __init__(self, name: str, dim: int, slots: int) -> None:
+        self.name, self.dim, self._values = name, dim, np.zeros((slots, dim), np.float16)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._values
 
 
 def _dataset(
@@ -107,7 +191,8 @@ def _dataset(
             "image_ids": pa.array([c.tolist() for c in codes], pa.list_(pa.int32())),
         }
     )
-    dataset = Dataset(Path("."), "train", manifest, table)
+    unread = dataclasses.replace(manifest, splits={"train": SplitInfo(count, [])})
+    dataset = Dataset(Path("."), "train", unread, table)
     dataset.features = features
     return dataset
 
@@ -135,7 +220,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def with_tensors(value: Any, change: Any) -> Any:
-    """`value` with `change` applied to every tensor in its nested dataclasses, lists and mappings."""
+    """`value` with `change` applied to every tensor in nested dataclasses, lists and mappings."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, list):

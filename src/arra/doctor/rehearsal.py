@@ -1,15 +1,15 @@
 """One optimizer step of a planned run, carried out on tensors without memory.
 
 It is the training loop's own step (`train/loop.py:optimizer_step`) on what the training's own
-`assemble` puts together, so a flag that changes what trains changes the plan. Counted is what lives;
-nothing is computed by formula but the two stand-ins (`stand_ins.py`).
+`assemble` puts together, so a flag that changes what trains changes the plan. Counted is what
+lives; nothing is computed by formula but the two stand-ins (`stand_ins.py`).
 
 Legend: B rows, T tokens.
 """
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from transformers import masking_utils
 from arra.config import TrainConfig
 from arra.data.shards import Dataset
 from arra.doctor.live import LiveBytes
-from arra.doctor.made_up import Repeated, longest_sample, tensors_of, with_tensors
+from arra.doctor.made_up import USUAL_GRID, Material, Repeated, tensors_of, with_tensors
 from arra.doctor.stand_ins import EightBitAdamW, quantise_blocks
 from arra.generate.engine import PROMPT_STEP
 from arra.generate.settings import DEFAULT_SLOTS
@@ -116,16 +116,13 @@ class Rehearsal:
     weight_dtype: str
 
 
-def rehearse(
-    config: TrainConfig, micro: int, accumulate: int, dataset: Dataset, captions: Sequence[str]
-) -> Rehearsal:
+def rehearse(config: TrainConfig, micro: int, accumulate: int, material: Material) -> Rehearsal:
     """Carries out two optimizer steps and one painting of a run; seconds, for any size of model.
 
     Args:
         micro: images per forward pass on one device.
         accumulate: forward passes per optimizer step on one device.
-        dataset: whose longest sample fills every row; or a made-up one.
-        captions: what a fresh model's tokenizer is fitted on.
+        material: whose longest sample fills every row.
 
     Raises:
         ValueError: parts do not fit one another, as in training; or the model cannot run without
@@ -138,11 +135,10 @@ def rehearse(
         config, batch_size=micro * done, micro_batch=micro, data=data, optim=optim
     )
     with _without_memory() as fake:
-        backbone, adapter = outlined(config, dataset.manifest.tokenizer.codebook_size, captions)
-        sample = longest_sample(dataset, backbone)
-        run = assemble(
-            planned, Path("."), torch.device("cpu"), backbone, sample, None, "", adapter
-        )
+        backbone, adapter = outlined(config, material)
+        aligned = list(config.align.targets) or ["assumed"]
+        sample = material.sample(backbone, aligned if config.align.weight else [])
+        run = assemble(planned, Path("."), torch.device("cpu"), backbone, sample, None, "", adapter)
     if config.optim.bits == 8:
         run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
     _longest_passages(run)
@@ -171,16 +167,18 @@ def rehearse(
     )
 
 
-def outlined(
-    config: TrainConfig, codebook_size: int, captions: Sequence[str]
-) -> tuple[Backbone, Adapter | None]:
+def outlined(config: TrainConfig, material: Material) -> tuple[Backbone, Adapter | None]:
     """The run's backbone, with its adapter if it has one; where tensors have no memory."""
     adapted = config.lora.rank > 0
     backbone = outline_for_training(
         config.model_path,
         config.model,
-        codebook_size=codebook_size,
-        captions=captions,
+        codebook_size=material.codebook_size,
+        captions=material.captions,
+        grid=material.grid or USUAL_GRID,
+        class_names=material.class_names,
+        text_width=max((t.dim for t in material.text_features), default=0),
+        text_slots=max((t.length for t in material.text_features), default=0),
         stored=adapted and config.lora.quantize == "none",
     )
     if not adapted:

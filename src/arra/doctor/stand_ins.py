@@ -1,4 +1,4 @@
-"""Stand-ins for bitsandbytes, whose kernels need values and a GPU: the same bytes, no arithmetic."""
+"""Stand-ins for bitsandbytes, whose kernels need values and a GPU: its bytes, no arithmetic."""
 
 from collections.abc import Iterable
 from typing import Any

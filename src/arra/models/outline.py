@@ -4,7 +4,7 @@ To be called where tensors have no memory (`FakeTensorMode`). Configs and text t
 weights are neither read nor drawn; `probes.check` has nothing to compare and lets it pass.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,38 +13,58 @@ from transformers import PreTrainedModel
 from arra.config import ModelConfig
 from arra.files import read_json
 from arra.layout import Layout
-from arra.models.base import Backbone
+from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import CausalLM, grow
 from arra.models.families import family_of
 from arra.models.folders import cast_weights, open_text_tokenizer
 from arra.models.loading import PIPELINE, load_for_training
 from arra.resolve import resolve_folder
 
+ASSUMED_CODES = 16384
+"""Codes of LlamaGen's image tokenizers, where nothing says how many there are."""
+
 
 def outline_for_training(
     spec: str | Path | None,
     config: ModelConfig,
     *,
-    codebook_size: int,
+    codebook_size: int | None,
     captions: Iterable[str],
+    grid: Grid,
+    class_names: Sequence[str],
+    text_width: int,
+    text_slots: int,
     stored: bool,
 ) -> Backbone:
     """What `load_for_training` would return.
 
     Args:
-        codebook_size: K of the image tokenizer; a model that paints already has its own.
-        captions: text that a fresh model's byte-level BPE is fitted on.
+        codebook_size: K of the image tokenizer; None = whatever a painter was trained with.
+        captions, grid, class_names, text_width, text_slots: as there.
         stored: keep the weights in the type that they are stored in, as the base of an adapter is.
 
     Raises:
-        ValueError: a config or a text tokenizer is missing.
+        ValueError: a config or a text tokenizer is missing, or the codebook is another.
     """
-    codebook_KC = torch.zeros(codebook_size, 8)
+    codebook_KC = torch.zeros(codebook_size or ASSUMED_CODES, 8)
     if spec is None:
         return load_for_training(
-            None, config, codebook_KC=codebook_KC, captions=captions, seed=0
+            None,
+            config,
+            codebook_KC=codebook_KC,
+            captions=captions,
+            seed=0,
+            grid=grid,
+            class_names=class_names,
+            text_width=text_width,
+            text_slots=text_slots,
         )
-    folder = resolve_folder(spec, "model")
+    if Path(spec).expanduser().is_file():
+        raise ValueError(
+            f"{spec} is a file, of which nothing is known without reading its weights: make a "
+            f"folder of it with `arra convert`, and plan with that"
+        )
+    folder = resolve_folder(spec, "model", weights=False)
     ours = (folder / PIPELINE).is_file()
     inner = folder / "model" if ours else folder
     family = family_of(inner)
@@ -61,6 +81,12 @@ def outline_for_training(
             backbone = outlined.as_published(folder)
     else:
         backbone = _grown(folder, config, codebook_KC)
+    codes = len(backbone.layout.code_ids)
+    if codebook_size is not None and codes != codebook_size:
+        raise ValueError(
+            f"{spec} paints with {codes} codes, the image tokenizer has {codebook_size}: use the "
+            f"one that the model was trained with"
+        )
     kept = stored_dtype(inner) if stored or config.dtype == "auto" else torch.float32
     cast_weights(backbone.model, kept)
     backbone.set_attention(config.attention)
