@@ -21,8 +21,7 @@ from arra.generate.settings import DEFAULT_SLOTS, Sampling, check_slots
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.interface import ImageTokenizer
 from arra.models import Backbone, load_model
-from arra.models.loading import PIPELINE, Precision
-from arra.resolve import resolve_folder
+from arra.models.loading import PIPELINE, Precision, model_place
 
 FORMAT_VERSION = 1
 INSIDE = "image_tokenizer"
@@ -90,7 +89,7 @@ class Pipeline:
             ValueError: no painter is there, or the image tokenizer is not the one it was trained
                 with (compared by fingerprint).
         """
-        folder = resolve_folder(spec, "model")
+        folder = model_place(spec)
         backbone = load_model(spec, device, dtype=dtype, published_format=published_format)
         if not (folder / PIPELINE).is_file():
             encoded = encoded_prompts(backbone, {}, device, text_encoder)

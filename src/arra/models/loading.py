@@ -66,7 +66,7 @@ def load_model(
 
 
 def _opened(spec: str | Path, published_format: str | None) -> Backbone:
-    folder = _place(spec)
+    folder = model_place(spec)
     told = folder.is_file() or (folder / PIPELINE).is_file()
     if told and published_format is not None:
         raise ValueError(f"{spec} says its format itself: leave out {published_format!r}")
@@ -129,8 +129,8 @@ def load_checkpoint(
     return family.assemble(model, tokenizer, layout)
 
 
-def _place(spec: str | Path) -> Path:
-    """The file or the folder that is meant."""
+def model_place(spec: str | Path) -> Path:
+    """The checkpoint file, or the folder, that is meant."""
     path = Path(spec).expanduser()
     return path if path.is_file() else resolve_folder(spec, "model")
 
@@ -191,7 +191,7 @@ def load_for_training(
 def _backbone(
     spec: str | Path, config: ModelConfig, codebook_KC: torch.Tensor, seed: int
 ) -> Backbone:
-    folder = _place(spec)
+    folder = model_place(spec)
     paints = folder.is_file() or (folder / PIPELINE).is_file()
     if paints or family_of(folder) is not CausalLM:
         backbone = _opened(spec, config.format)
