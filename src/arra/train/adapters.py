@@ -128,7 +128,7 @@ def _record(config: TrainConfig, run: Path, backbone: Backbone) -> BaseRecord:
             _write_base(run / OWN_BASE, config.model_path, backbone)
     quantization = None
     if config.lora.quantize == "4bit":
-        quantization = _four_bits(backbone, config)
+        quantization = four_bits(backbone, config.dtype)
     return BaseRecord(base, quantization)
 
 
@@ -186,7 +186,7 @@ def _stored_dtype(spec: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(stored, torch.float32)
 
 
-def _four_bits(backbone: Backbone, config: TrainConfig) -> dict[str, Any]:
+def four_bits(backbone: Backbone, dtype: str) -> dict[str, Any]:
     """NF4 with doubly quantised scales (QLoRA, arXiv 2305.14314) for the blocks, nothing else."""
     inside = {id(module) for module in backbone.blocks.modules()}
     outside = [
@@ -194,7 +194,7 @@ def _four_bits(backbone: Backbone, config: TrainConfig) -> dict[str, Any]:
         for name, module in backbone.model.named_modules()
         if isinstance(module, _LINEAR) and id(module) not in inside
     ]
-    compute = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    compute = torch.float32 if dtype == "float32" else torch.bfloat16
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
