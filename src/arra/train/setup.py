@@ -235,7 +235,13 @@ def _objective(config: TrainConfig, backbone: Backbone, dataset: Dataset) -> Obj
         for name, values in dataset.features.items()
     ]
     vocabulary = backbone.layout.image_vocabulary() if config.loss.vocab == "image" else None
-    if vocabulary and (config.loss.text or config.data.text):
+    writes = config.loss.text or config.data.text
+    if writes and any(token >= backbone.vocab_size for token in backbone.opening()):
+        raise ValueError(
+            f"{type(backbone.model).__name__} paints with a head that knows image codes only: its "
+            f"text cannot be trained; leave out --loss.text and --data.text"
+        )
+    if vocabulary and writes:
         raise ValueError("--loss.vocab image leaves text out of the softmax: it cannot be trained")
     return Objective(
         backbone.hidden_size,

@@ -1,12 +1,14 @@
 """Emu3: sizes are digits of text; compared live with transformers' classes."""
 
 import json
+import re
 from pathlib import Path
 
 import painter_commands
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Emu3Config,
@@ -140,6 +142,16 @@ def test_names_of_codes_in_a_prompt_stay_text(backbone: Emu3) -> None:
     assert not set(ids) & set(backbone.layout.code_ids)
 
 
+def test_weights_come_back_byte_for_byte(published: Path, tmp_path: Path) -> None:
+    load_model(published).save(tmp_path)
+    before = load_file(published / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype
+        assert tensor.numpy().tobytes() == after[name].numpy().tobytes(), name
+
+
 @torch.no_grad()
 def test_logits_are_those_of_transformers(published: Path, backbone: Emu3) -> None:
     text = written("a red circle", list(range(12)))
@@ -242,19 +254,25 @@ def logits(model: Emu3ForConditionalGeneration, ids: torch.Tensor) -> torch.Tens
     return model(input_ids=ids).logits
 
 
+FULL = (r"\.text_model\.", "^lm_head")
+ADAPTED = (r"\.layers\.\d\.\w+\.\w+_proj\.", "embed_tokens", "^lm_head")
+"""Patterns of the parameters that training moves: all of them, and none besides."""
+
+
+@pytest.mark.parametrize(("options", "moving"), [((), FULL), (("--lora.rank", 4), ADAPTED)])
 def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
-    published: Path, tmp_path: Path
+    published: Path, tmp_path: Path, options: tuple[object, ...], moving: tuple[str, ...]
 ) -> None:
     """prepare, train adapt, export, generate: what should move moves, and nothing else does."""
-    export = painter_commands.adapt(published, tmp_path, size=8)
+    export = painter_commands.adapt(published, tmp_path, 8, *options)
     before = original(published)
     after = Emu3ForConditionalGeneration.from_pretrained(export / "model", output_loading_info=True)
     model, found = after
     assert not any(found.values()), "the export is whole"
     moved = dict(model.named_parameters())
     for name, parameter in before.named_parameters():
-        same = torch.equal(parameter, moved[name])
-        assert same == name.startswith(("model.vqmodel.",)), name
+        should = any(re.search(pattern, name) for pattern in moving)
+        assert torch.equal(parameter, moved[name]) != should, name
     assert model.generation_config.to_diff_dict() == before.generation_config.to_diff_dict()
     ours = load_model(export)
     ids = torch.tensor([[*ours.condition("a red circle", GRID), *ours.layout.code_ids[:5]]])

@@ -1,6 +1,7 @@
 """Janus: its codes have a table and a head of their own; compared live with transformers."""
 
 import copy
+import re
 import shutil
 from pathlib import Path
 
@@ -155,6 +156,16 @@ def test_names_of_special_tokens_in_a_prompt_stay_text(backbone: Janus) -> None:
     assert long[-1 - len(after) : -1] == [CODES + token for token in after]
 
 
+def test_weights_come_back_byte_for_byte(published: Path, tmp_path: Path) -> None:
+    load_model(published).save(tmp_path)
+    before = load_file(published / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype
+        assert tensor.numpy().tobytes() == after[name].numpy().tobytes(), name
+
+
 @torch.no_grad()
 def test_logits_are_those_of_transformers(published: Path, backbone: Janus) -> None:
     model = original(published)
@@ -205,11 +216,17 @@ def logits(model: JanusForConditionalGeneration, ids: torch.Tensor) -> torch.Ten
     return model.model.generation_head(model.model(inputs_embeds=inputs).last_hidden_state)
 
 
+FULL = (r"\.language_model\.", r"\.generation_")
+ADAPTED = (r"\.language_model\.layers\.\d\.\w+\.\w+_proj\.", r"\.generation_")
+"""Patterns of the parameters that training moves: all of them, and none besides."""
+
+
+@pytest.mark.parametrize(("options", "moving"), [((), FULL), (("--lora.rank", 4), ADAPTED)])
 def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
-    published: Path, tmp_path: Path
+    published: Path, tmp_path: Path, options: tuple[object, ...], moving: tuple[str, ...]
 ) -> None:
     """prepare, train adapt, export, generate: what should move moves, and nothing else does."""
-    export = painter_commands.adapt(published, tmp_path, size=6)
+    export = painter_commands.adapt(published, tmp_path, 6, *options)
     before = original(published)
     after = JanusForConditionalGeneration.from_pretrained(
         export / "model", output_loading_info=True
@@ -218,10 +235,8 @@ def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
     assert not any(found.values()), "the export is whole"
     moved = dict(model.named_parameters())
     for name, parameter in before.named_parameters():
-        same = torch.equal(parameter, moved[name])
-        assert same == name.startswith(
-            ("model.vision_model.", "model.aligner.", "model.vqmodel.", "lm_head.")
-        ), name
+        should = any(re.search(pattern, name) for pattern in moving)
+        assert torch.equal(parameter, moved[name]) != should, name
     assert model.generation_config.to_diff_dict() == before.generation_config.to_diff_dict()
     ours = load_model(export)
     ids = torch.tensor([[*ours.condition("a red circle", GRID), *ours.layout.code_ids[:5]]])
@@ -234,6 +249,14 @@ def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
             *("--device", "cpu"),
         )
         assert [PIL.Image.open(f).size for f in sorted(out.glob("0*.png"))] == [(6, 6)] * 2
+
+
+def test_text_is_not_trained_by_a_head_of_codes(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AssertionError, match="exited with 1"):
+        painter_commands.adapt(published, tmp_path, 6, "--loss.text")
+    assert "its text cannot be trained; leave out --loss.text" in capsys.readouterr().err
 
 
 def test_wrong_folders_are_refused_in_one_sentence(published: Path, tmp_path: Path) -> None:
