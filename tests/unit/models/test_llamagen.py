@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModel
 from arra.config import SIZES, ModelConfig
 from arra.foreign import read_foreign, write_original
 from arra.generate.engine import Request, paint
+from arra.generate.pipeline import Pipeline
 from arra.generate.settings import Sampling
+from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.layout import Image, Text, TextFeatures
 from arra.models import load_model
 from arra.models.families import family_named
@@ -168,6 +170,25 @@ def test_captions_are_painted_as_by_the_originals_generate(tmp_path: Path) -> No
     assert torch.stack(drawn, 1).tolist() == expected["greedy"]
 
 
+def test_a_published_file_paints_pictures(tmp_path: Path) -> None:
+    golden("class", tmp_path)
+    torch.manual_seed(0)
+    sizes = {"base_channels": 4, "res_blocks": 1, "norm_groups": 2, "z_channels": 4}
+    config = VQConfig(
+        channel_multipliers=(1, 1),
+        codebook_size=CODES,
+        codebook_dim=3,
+        middle_attention=False,
+        **sizes,
+    )
+    VQModel(config).save_pretrained(tmp_path / "vq")
+    pipe = Pipeline.from_pretrained(tmp_path / "class.pt", image_tokenizer=tmp_path / "vq")
+    assert (pipe.grid, pipe.sampling.cfg, pipe.sampling.top_k) == (GRID, 4.0, 2000)
+    assert [image.size for image in pipe(["3", ""])] == [(6, 6), (6, 6)]
+    with pytest.raises(ValueError, match="name one with --image-tokenizer"):
+        Pipeline.from_pretrained(tmp_path / "class.pt")
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -176,6 +197,10 @@ def test_a_file_comes_back_byte_for_byte(tmp_path: Path, kind: str) -> None:
     tensors = original(kind)
     model = golden(kind, tmp_path).model
     model.save_pretrained(tmp_path / "ours")
+    with torch.no_grad():  # mapped, so training must not write into the file
+        model.output.weight.add_(1.0)
+    kept = read_foreign(tmp_path / f"{kind}.pt").tensors["output.weight"]
+    assert torch.equal(kept, tensors["output.weight"])
     again = load_model(tmp_path / "ours")
     assert again.sampling == (CLASS_SAMPLING if kind == "class" else TEXT_SAMPLING)
     write_original(tmp_path / "back.pt", {"model": to_original(again.model)})
@@ -322,6 +347,37 @@ def test_ids_and_codes_go_both_ways() -> None:
     )
     assert sample.ids[0] == CODES
     assert backbone.layout.ids_to_codes(torch.tensor(sample.ids[1:])).tolist() == codes
+
+
+def test_attentions_and_cache_agree_in_float64() -> None:
+    backbone = tiny("text")
+    backbone.model.double()
+    batch, text = batch_of(backbone)
+    with torch.no_grad():
+        fused = backbone.last_hidden(batch.ids_BT, text)
+        backbone.model.set_attn_implementation("eager")
+        plain = backbone.last_hidden(batch.ids_BT, text)
+        rows, length = batch.ids_BT.shape
+        cache, mask = backbone.new_cache(length), torch.ones(rows, length, dtype=torch.bool)
+        positions = torch.arange(length).expand(rows, -1)
+        cached = backbone.step(batch.ids_BT, positions, mask, cache, text)
+    torch.testing.assert_close(plain, fused, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cached, fused, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_bfloat16_is_near(condition: str) -> None:
+    backbone = tiny(condition)
+    batch, text = batch_of(backbone)
+    exact = backbone.last_hidden(batch.ids_BT, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = backbone.last_hidden(batch.ids_BT, text)
+    mixed.square().mean().backward()
+    backbone.model.bfloat16()
+    half = backbone.last_hidden(batch.ids_BT, text)
+    assert half.dtype == torch.bfloat16
+    for near in (mixed, half):
+        assert (near.float() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_a_row_and_a_column_turn_by_themselves() -> None:
