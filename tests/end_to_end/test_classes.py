@@ -73,6 +73,17 @@ def test_a_class_dataset_from_folders_to_pictures(dataset: Path, tmp_path: Path)
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
+def test_an_adapter_goes_on_with_a_class_painter(dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    start = trained(dataset, tmp_path / "start", "--align.weight", "0", "--optim.ema", "0")
+    assert main(["export", str(start), "--out", str(tmp_path / "base")]) == 0
+    command = ["train", "adapt", "--data", str(dataset), "--model", str(tmp_path / "base"), *TINY]
+    assert main([*command, "--out", str(tmp_path / "run"), "--lora.rank", "2"]) == 0
+    before, after = load_model(tmp_path / "base").model, load_model(tmp_path / "run").model
+    moved = {n: not torch.equal(p, after.get_parameter(n)) for n, p in before.named_parameters()}
+    assert moved == {name: "norm" not in name for name in moved}, "adapted or trained, but norms"
+
+
 def test_a_wrong_class_gets_one_line(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,9 @@ class ClassEmbedder(nn.Module):
         super().__init__()
         self.embedding_table = nn.Embedding(config.num_classes + 1, config.hidden_size)
 
+    def forward(self, classes_BT: Tensor) -> Tensor:
+        return self.embedding_table(classes_BT)
+
 
 class Projection(nn.Module):
     """Linear - GELU (tanh) - Linear, no biases."""

@@ -131,13 +131,12 @@ class LlamaGenForImageGeneration(PreTrainedModel):
         return self.norm(x_BTD)
 
     def _embedded(self, ids_BT: Tensor, text: TextFeatures | None) -> Tensor:
-        codes = self.config.vocab_size
+        codes, classes = self.config.vocab_size, self.config.num_classes + 1
         is_code_BT1 = (ids_BT < codes)[..., None]
-        if isinstance(self.cls_embedding, ClassEmbedder):
-            table = self.cls_embedding.embedding_table
+        if self.config.condition == "class":
             # Remainders, not clamps: at codes the class row is not used, and its zero gradients
             # spread over the table instead of queueing for one row.
-            class_BTD = table((ids_BT - codes).remainder(table.num_embeddings))
+            class_BTD = self.cls_embedding((ids_BT - codes).remainder(classes))
             return torch.where(is_code_BT1, self.tok_embeddings(ids_BT % codes), class_BTD)
         if text is None:
             return self.tok_embeddings(ids_BT)  # only codes; the caption, if any, is in the cache
