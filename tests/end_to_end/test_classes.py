@@ -84,9 +84,12 @@ def test_an_adapter_goes_on_with_a_class_painter(dataset: Path, tmp_path: Path) 
     assert moved == {name: "norm" not in name for name in moved}, "adapted or trained, but norms"
 
 
-def test_a_wrong_class_gets_one_line(
+def test_what_a_class_painter_cannot_gets_one_line(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    text = ["--loss.text", "--out", str(tmp_path / "text")]
+    assert main(["train", "base", "--data", str(dataset), *TINY, *text]) == 1
+    assert "prompts are no text" in capsys.readouterr().err
     run = trained(dataset, tmp_path / "run", "--align.weight", "0")
     assert main(["generate", str(run), "purple", "--out", str(tmp_path / "painted")]) == 1
     assert "there is no class 'purple': this model paints 3 classes" in capsys.readouterr().err

@@ -234,6 +234,8 @@ def _objective(config: TrainConfig, backbone: Backbone, dataset: Dataset) -> Obj
         )
         for name, values in dataset.features.items()
     ]
+    if config.loss.text and backbone.text_tokenizer is None:
+        raise ValueError("--loss.text: this model's prompts are no text that it could predict")
     vocabulary = backbone.layout.image_vocabulary() if config.loss.vocab == "image" else None
     writes = config.loss.text or config.data.text
     if writes and any(token >= backbone.vocab_size for token in backbone.opening()):
