@@ -264,6 +264,8 @@ def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
     published: Path, tmp_path: Path, options: tuple[object, ...], moving: tuple[str, ...]
 ) -> None:
     """prepare, train adapt, export, generate: what should move moves, and nothing else does."""
+    if options:
+        pytest.importorskip("peft")
     export = painter_commands.adapt(published, tmp_path, 8, *options)
     before = original(published)
     after = Emu3ForConditionalGeneration.from_pretrained(export / "model", output_loading_info=True)
