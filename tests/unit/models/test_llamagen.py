@@ -277,7 +277,9 @@ def test_a_wrong_file_gets_one_sentence(
         load_model(tmp_path / "c2i_256.pt")
 
 
-@pytest.mark.parametrize(("size", "millions"), [("B", 111), ("L", 343), ("XL", 775), ("3B", 3097)])
+@pytest.mark.parametrize(
+    ("size", "millions"), [("B", 111), ("L", 343), ("XL", 775), ("XXL", 1411), ("3B", 3097)]
+)
 def test_published_sizes_take_no_second_copy(size: str, millions: int) -> None:
     """Parameters as published; the tensors of the file become the model's."""
     layers, width, heads, inside = SIZES[size]
