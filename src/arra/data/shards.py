@@ -29,7 +29,13 @@ from arra.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from arra.data.text_column import GROUP_ROWS, TEXT_FEATURE, TextColumn, text_array
+from arra.data.text_column import (
+    GROUP_ROWS,
+    TEXT_FEATURE,
+    TextColumn,
+    compression_of,
+    text_array,
+)
 from arra.files import atomic_write, sha256_of
 
 __all__ = [
@@ -137,13 +143,15 @@ def write_shard(
         OSError: the disk is full, or cannot be written.
     """
     sink = pa.BufferOutputStream()
+    table = _table(rows, dims, columns, text_dims or {})
+    compression, level = compression_of(table.schema) if text_dims else ("zstd", 3)
     pq.write_table(
-        _table(rows, dims, columns, text_dims or {}),
+        table,
         sink,
         row_group_size=GROUP_ROWS if text_dims else len(rows),
         version="2.6",
-        compression="zstd",
-        compression_level=3,
+        compression=compression,
+        compression_level=level,
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,

@@ -1,8 +1,9 @@
 """How a caption's features lie in a shard, and how single rows of many shards are read.
 
 Only the vectors of a caption's own tokens are stored: column `text_feature.NAME` is a list of
-fixed-size binary values, one per token, each D float16 (little endian). As lists of numbers the
-same rows take ten times as long to read (0.7 against 7 ms for 16 captions of 34 x 2048).
+fixed-size binary values, one per token, each D float16 (little endian), and it is not compressed:
+16 captions of 34 x 2048 are read in 0.3 ms, in 2.3 ms with zstd (which saves 8 %), in 7 ms as lists
+of numbers.
 
 A split is large (120 x 2048 is 480 KB an image), and training wants its rows in random order: so
 shards with such a column have row groups of GROUP_ROWS rows, a row is read with its group only, and
@@ -50,6 +51,19 @@ def text_array(captions: Sequence[np.ndarray], dim: int) -> pa.Array:
     flat = np.ascontiguousarray(np.concatenate(captions), "<f2").view(np.uint8)
     values = pa.Array.from_buffers(pa.binary(2 * dim), offsets[-1], [None, pa.py_buffer(flat)])
     return pa.ListArray.from_arrays(offsets, values)
+
+
+def compression_of(schema: pa.Schema) -> tuple[dict[str, str], dict[str, int]]:
+    """zstd and its level for every column of a shard but those of caption features."""
+    compression, level = {}, {}
+    for column in schema:
+        nested = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        path = f"{column.name}.list.element" if nested else column.name
+        if column.name.startswith(TEXT_FEATURE):
+            compression[path] = "NONE"
+        else:
+            compression[path], level[path] = "ZSTD", 3
+    return compression, level
 
 
 class TextColumn:
