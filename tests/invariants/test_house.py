@@ -324,7 +324,10 @@ def test_training_never_imports_an_encoder() -> None:
 
 def test_no_extra_is_needed_to_import() -> None:
     """Every module imports with all packages of the extras absent, and prints nothing."""
-    absent = "torchvision timm open_clip torch_fidelity accelerate datasets scipy torchmetrics"
+    absent = (
+        "torchvision timm open_clip torch_fidelity accelerate datasets scipy torchmetrics peft "
+        "bitsandbytes"
+    )
     names = sorted(NAMES - {"arra.__main__"})
     code = (
         "import importlib, sys\n"

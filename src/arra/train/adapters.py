@@ -30,7 +30,7 @@ from arra.models.adapted import (
 )
 from arra.models.base import Backbone
 from arra.models.families import family_of
-from arra.models.folders import cast_weights, open_text_tokenizer
+from arra.models.folders import cast_weights, open_text_tokenizer, without_progress_bar
 from arra.models.loading import PIPELINE, latest_checkpoint
 from arra.resolve import resolve_folder
 
@@ -169,7 +169,7 @@ def _write_base(folder: Path, spec: str, backbone: Backbone) -> None:
     New rows are rounded by that; they are read back from here, also by this very run.
     """
     cast_weights(backbone.model, _stored_dtype(spec))
-    with atomic_dir(folder) as temporary:
+    with atomic_dir(folder) as temporary, without_progress_bar():
         backbone.model.save_pretrained(temporary)
         if backbone.text_tokenizer is not None:
             backbone.text_tokenizer.save_pretrained(temporary)
