@@ -146,6 +146,14 @@ def test_run_and_export_paint_alike(run: Path, t5: Path, tmp_path: Path) -> None
     )
     assert said == 0
     assert (tmp_path / "moved-pictures" / "00000-0.png").read_bytes() == pictures["run"][0]
+    # As published: a bare model folder, which names neither tokenizer nor encoder.
+    said = main(
+        ["generate", str(exported / "model"), "a red circle", "--out", str(tmp_path / "bare")]
+        + ["--image-tokenizer", str(exported / "image_tokenizer"), "--text-encoder", str(t5)]
+        + ["--num", "1", "--slots", "2"]
+    )
+    assert said == 0
+    assert (tmp_path / "bare" / "00000-0.png").read_bytes() == pictures["run"][0]
 
 
 def test_another_encoder_is_refused_when_painting_and_when_training_on(
