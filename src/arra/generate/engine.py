@@ -217,6 +217,10 @@ class _Batch:
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         """Logits of the legal codes with guidance, (N, K)."""
         logits_BK = self.backbone.head(hidden_BD)[:, self.code_ids_K]
+        if logits_BK.dtype in (torch.bfloat16, torch.float16):
+            logits_BK = (
+                logits_BK.float()
+            )  # guidance is a difference: 8 bits would not be left of it
         if not self.guided:
             return logits_BK
         guided_NK, unguided_NK = logits_BK.chunk(2)

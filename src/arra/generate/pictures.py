@@ -179,8 +179,8 @@ def _change(name: str, before: Any, now: Any) -> str:
     if name in ("weights", "image_tokenizer", "text_encoder"):
         said = {"weights": "the model's weights", "image_tokenizer": "--image-tokenizer"}
         return said.get(name, "--text-encoder")
-    if name == "prompts":
-        return "the prompts"
+    if name in ("prompts", "wording"):
+        return {"prompts": "the prompts", "wording": "how prompts are worded"}[name]
     return f"--{name.replace('_', '-')}: {before} -> {now}"
 
 

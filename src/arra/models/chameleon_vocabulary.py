@@ -55,7 +55,11 @@ class Vocabulary:
         first = names.get(SIZE.format(FIRST_SIZE))
         return Vocabulary(
             _code_ids(names, source),
-            *(names[name] for name in (BOS, PAD, BEGIN, END, TURN)),
+            bos=names[BOS],
+            pad=names[PAD],
+            begin=names[BEGIN],
+            end=names[END],
+            turn=names[TURN],
             row_end=names.get(ROW_END),
             first_size=first,
             num_sizes=0 if first is None else _count_sizes(names, first),
