@@ -170,7 +170,7 @@ def test_a_painter_that_needs_no_growing_is_its_own_base(
     train(again, stop_after=3)
     assert not (tmp_path / "again" / "base").exists()
     record = read_json(tmp_path / "again" / "pipeline.json")["adapter"]
-    assert record == {"base": str((painter / "model").resolve()), "quantization": None}
+    assert record == {"base": str((painter / "model").resolve()), "four_bits": None}
     load_model(again.out)
     from_run = replace(again, model_path=again.out, out=str(tmp_path / "more"))
     train(from_run, stop_after=1)

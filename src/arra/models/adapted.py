@@ -1,8 +1,7 @@
 """A backbone with a LoRA adapter around it: put on through peft, kept as a peft folder, merged.
 
-The frozen base is an ordinary folder; a record in the run's pipeline.json says where it is and how
-it is quantised. peft and bitsandbytes are imported when an adapter is used, not before: they are
-extras.
+The frozen base is an ordinary folder; a record in the run's pipeline.json says where it is and
+whether it is used in 4 bits. peft is imported when an adapter is used, not before: it is an extra.
 
 Legend: B sequences, T tokens, V logits.
 """
@@ -17,16 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
 from arra.layout import Layout
 from arra.models.base import Backbone
-from arra.models.folders import cast_weights, without_progress_bar
+from arra.models.folders import cast_weights
+from arra.models.four_bits import Compute, round_weights
 from arra.models.probes import check, has_values
 from arra.resolve import resolve_folder
 
@@ -42,11 +37,11 @@ class BaseRecord:
 
     Attributes:
         base: `base` for the run's own folder, else an absolute path or a hub id.
-        quantization: a BitsAndBytesConfig as JSON; None = the weights as they are stored.
+        four_bits: the type that its 4-bit linear layers compute in; None = they are not quantised.
     """
 
     base: str
-    quantization: dict[str, Any] | None = None
+    four_bits: Compute | None = None
 
     def folder(self, run: Path) -> Path:
         """The standard folder of the base.
@@ -149,14 +144,13 @@ def load_merged(
 ) -> Backbone:
     """The plain painter that a run's base and one of its adapters make together.
 
-    A quantised base is taken as the adapter knew it: quantised, then written out in float32.
+    A base that was trained on in 4 bits is taken as the adapter knew it: rounded to them.
     """
     peft = import_peft()
-    base = open_base(family, record, run)
-    if record.quantization is not None:
-        base = base.dequantize()
-    cast_weights(base, torch.float32)  # in bfloat16 most of the adapter would be rounded away
-    backbone = family.assemble(base, text_tokenizer, layout)
+    backbone = family.assemble(family.open_model(record.folder(run)), text_tokenizer, layout)
+    cast_weights(backbone.model, torch.float32)  # bfloat16 would round most of the adapter away
+    if record.four_bits is not None:
+        round_weights(backbone, record.four_bits)
     config = peft.LoraConfig.from_pretrained(str(checkpoint))
     adapted, adapter = put_on(backbone, config)
     adapter.load(weights, checkpoint)
@@ -165,34 +159,6 @@ def load_merged(
     plain = _assembled_like(backbone, adapter.wrapped.merge_and_unload())
     _agree(_probe(plain), before_BTV, plain, "its output after the adapter was merged")
     return plain
-
-
-def open_base(family: type[Backbone], record: BaseRecord, run: Path) -> PreTrainedModel:
-    """The frozen weights of a run, quantised if its record says so."""
-    folder = record.folder(run)
-    if record.quantization is None:
-        return family.open_model(folder)
-    require_bitsandbytes("this run's base is kept in 4 bits")
-    with torch.device("meta"):
-        kind = type(family.empty_model(folder))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with without_progress_bar():
-        model = kind.from_pretrained(
-            folder,
-            quantization_config=BitsAndBytesConfig.from_dict(dict(record.quantization)),
-            dtype=torch.float32,
-            device_map={"": device},
-            use_safetensors=True,
-        )
-    import bitsandbytes
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            # Else a CPU that has bfloat16 rounds the scales at the first forward of evaluation.
-            module.support_avx512bf16_for_cpu = False
-    # The run's skeleton is written from this config, and a merged model is plain again.
-    del model.config.quantization_config
-    return model
 
 
 def task_type(model: PreTrainedModel) -> str | None:
@@ -212,16 +178,6 @@ def import_peft() -> Any:
     import peft
 
     return peft
-
-
-def require_bitsandbytes(why: str) -> None:
-    """Checks that the library bitsandbytes is installed.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"{why}: that needs bitsandbytes, pip install 'arra[quantize]'")
 
 
 def _assembled_like(backbone: Backbone, model: PreTrainedModel) -> Backbone:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from arra.config import LoraConfig, TrainConfig
@@ -23,14 +23,13 @@ from arra.models.adapted import (
     Adapter,
     BaseRecord,
     import_peft,
-    open_base,
     put_on,
-    require_bitsandbytes,
     task_type,
 )
 from arra.models.base import Backbone
 from arra.models.families import family_of
 from arra.models.folders import cast_weights, open_text_tokenizer, without_progress_bar
+from arra.models.four_bits import Compute, linear_layers, quantize, require_bitsandbytes
 from arra.models.loading import PIPELINE, latest_checkpoint
 from arra.resolve import resolve_folder
 
@@ -61,11 +60,12 @@ def adapted_backbone(
         family, tokenizer, layout = type(backbone), backbone.text_tokenizer, backbone.layout
         record = _record(config, run, backbone)
         del backbone
-    model = open_base(family, record, run)
-    if config.model.dtype == "float32" and record.quantization is None:
-        cast_weights(model, torch.float32)
-    model.set_attn_implementation(config.model.attention)
-    whole = family.assemble(model, tokenizer, layout)
+    whole = family.assemble(family.open_model(record.folder(run)), tokenizer, layout)
+    whole.model.set_attn_implementation(config.model.attention)
+    if record.four_bits is not None:
+        quantize(whole, record.four_bits)
+    if config.model.dtype == "float32":
+        cast_weights(whole.model, torch.float32)
     adapted, adapter = put_on(whole, peft_config(whole, config.lora), config.seed)
     moving = sum(t.numel() for t in adapter.tensors.values())
     where = record.name(run)
@@ -82,7 +82,7 @@ def peft_config(backbone: Backbone, config: LoraConfig) -> Any:
     peft = import_peft()
     model = backbone.model
     names = {id(module): name for name, module in model.named_modules()}
-    linears = {names[id(m)]: m for m in backbone.blocks.modules() if isinstance(m, _LINEAR)}
+    linears = linear_layers(backbone)
     short = sorted({name.rpartition(".")[2] for name in linears})
     unknown = [target for target in config.targets if target not in short]
     if unknown:
@@ -112,9 +112,6 @@ def peft_config(backbone: Backbone, config: LoraConfig) -> Any:
     )
 
 
-_LINEAR = (nn.Linear, Conv1D)  # Conv1D is a transposed linear layer: GPT-2's
-
-
 # ---- the frozen base -----------------------------------------------------------------------------
 
 
@@ -126,10 +123,8 @@ def _record(config: TrainConfig, run: Path, backbone: Backbone) -> BaseRecord:
         base = OWN_BASE
         if not (run / OWN_BASE).exists():  # a run killed here has written the same
             _write_base(run / OWN_BASE, config.model_path, backbone)
-    quantization = None
-    if config.lora.quantize == "4bit":
-        quantization = four_bits(backbone, config.dtype)
-    return BaseRecord(base, quantization)
+    four_bits: Compute = "float32" if config.dtype == "float32" else "bfloat16"
+    return BaseRecord(base, four_bits if config.lora.quantize == "4bit" else None)
 
 
 def _standing(spec: str, model: PreTrainedModel) -> str | None:
@@ -184,21 +179,3 @@ def _stored_dtype(spec: str) -> torch.dtype:
     config = read_json(file) if file.is_file() else {}
     stored = str(config.get("dtype", config.get("torch_dtype")))
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(stored, torch.float32)
-
-
-def four_bits(backbone: Backbone, dtype: str) -> dict[str, Any]:
-    """NF4 with doubly quantised scales (QLoRA, arXiv 2305.14314) for the blocks, nothing else."""
-    inside = {id(module) for module in backbone.blocks.modules()}
-    outside = [
-        name
-        for name, module in backbone.model.named_modules()
-        if isinstance(module, _LINEAR) and id(module) not in inside
-    ]
-    compute = torch.float32 if dtype == "float32" else torch.bfloat16
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=outside,
-    ).to_dict()

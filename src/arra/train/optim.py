@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from arra.config import AlignConfig, OptimConfig
-from arra.models.adapted import require_bitsandbytes
+from arra.models.four_bits import require_bitsandbytes
 
 
 def build_optimizer(
