@@ -218,9 +218,8 @@ class _Batch:
         """Logits of the legal codes with guidance, (N, K)."""
         logits_BK = self.backbone.head(hidden_BD)[:, self.code_ids_K]
         if logits_BK.dtype in (torch.bfloat16, torch.float16):
-            logits_BK = (
-                logits_BK.float()
-            )  # guidance is a difference: 8 bits would not be left of it
+            # Guidance takes a difference, which 8 bits of each side would not survive.
+            logits_BK = logits_BK.float()
         if not self.guided:
             return logits_BK
         guided_NK, unguided_NK = logits_BK.chunk(2)
