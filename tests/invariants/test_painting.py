@@ -186,7 +186,9 @@ def test_guidance_1_equals_no_guidance_and_computes_no_unguided_rows(
     backbone, rows = tiny(), []
     step = backbone.step
 
-    def counting(ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object) -> Tensor:
+    def counting(
+        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
+    ) -> Tensor:
         rows.append(len(ids_BT))
         return step(ids_BT, positions_BT, mask_BC, cache)
 
@@ -224,7 +226,9 @@ def test_what_is_fed_is_the_sequence_of_training(
     step = backbone.step
     fed: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def recording(ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object) -> Tensor:
+    def recording(
+        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
+    ) -> Tensor:
         columns = slice(sum(ids.shape[1] for ids, _, _ in fed), None)
         real_BT = mask_BC[:, columns][:, : ids_BT.shape[1]]
         assert not mask_BC[:, columns][:, ids_BT.shape[1] :].any(), "the future is masked"
@@ -308,7 +312,9 @@ def test_null_condition_is_the_same_in_training_and_painting(
     first: list[Tensor] = []
     step = backbone.step
 
-    def recording(ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object) -> Tensor:
+    def recording(
+        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
+    ) -> Tensor:
         if not first:
             first.append(ids_BT[1][mask_BC[1, : ids_BT.shape[1]]])
         return step(ids_BT, positions_BT, mask_BC, cache)
