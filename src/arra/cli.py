@@ -2,10 +2,14 @@
 
 import dataclasses
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arra.config import TrainConfig
 
 USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
 
@@ -18,6 +22,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
+  doctor      what a training run would need: memory and time, before anything starts
 
   --version   print the version
   --debug     (anywhere) full tracebacks
@@ -116,8 +121,7 @@ def _tokenizer(arguments: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from arra.config import TrainConfig, from_json
-    from arra.files import read_json
+    from arra.config import TrainConfig
     from arra.recipes import RECIPES
 
     recipe = arguments[0] if arguments else "--help"
@@ -130,18 +134,26 @@ def _train(arguments: Sequence[str]) -> None:
         return
     import tyro
 
+    default = dataclasses.replace(_recipe(recipe), out=tyro.MISSING)
     if recipe in RECIPES:
-        default = RECIPES[recipe]("", "")
-        default = dataclasses.replace(default, data_folder=tyro.MISSING, out=tyro.MISSING)
-    elif recipe.endswith(".json"):
-        written = {k: v for k, v in read_json(recipe).items() if k != "run"}
-        default = dataclasses.replace(from_json(TrainConfig, written), out=tyro.MISSING)
-    else:
-        raise WrongUse(f"there is no recipe {recipe!r}; there is {', '.join(RECIPES)}")
+        default = dataclasses.replace(default, data_folder=tyro.MISSING)
     config = _parse(TrainConfig, arguments[1:], f"arra train {recipe}", default)
     from arra.train.loop import train
 
     print(train(config))
+
+
+def _recipe(name: str) -> "TrainConfig":
+    """The config of a recipe, or of a run whose config.json is named."""
+    from arra.config import TrainConfig, from_json
+    from arra.files import read_json
+    from arra.recipes import RECIPES
+
+    if name in RECIPES:
+        return RECIPES[name]("", "")
+    if not name.endswith(".json"):
+        raise WrongUse(f"there is no recipe {name!r}; there is {', '.join(RECIPES)}")
+    return from_json(TrainConfig, {k: v for k, v in read_json(name).items() if k != "run"})
 
 
 def _generate(arguments: Sequence[str]) -> None:
@@ -177,6 +189,29 @@ def _convert(arguments: Sequence[str]) -> None:
     print(convert(_parse(ConvertConfig, arguments, "arra convert")))
 
 
+def _doctor(arguments: Sequence[str]) -> None:
+    helped = any(a in ("-h", "--help") for a in arguments)
+    if not helped and not any(a.split("=")[0] == "--plan" for a in arguments):
+        raise WrongUse("arra doctor plans a run: arra doctor --plan RECIPE [--gpus 1 ...]")
+    import tyro
+
+    from arra.config import TrainConfig
+    from arra.doctor.settings import PlanConfig
+
+    try:
+        options, rest = tyro.cli(
+            PlanConfig, args=list(arguments), prog="arra doctor", return_unknown_args=True
+        )
+    except ValueError as error:
+        raise WrongUse(_sentence(error)) from None
+    config = _parse(TrainConfig, rest, f"arra doctor --plan {options.plan}", _recipe(options.plan))
+    from arra.doctor.plan import make_plan
+    from arra.doctor.report import told
+
+    plan = make_plan(options, config)
+    print(json.dumps(plan.to_json(), indent=1) if options.json else told(plan))
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": _demo,
     "prepare": _prepare,
@@ -187,6 +222,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "study": _study,
     "export": _export,
     "convert": _convert,
+    "doctor": _doctor,
 }
 
 

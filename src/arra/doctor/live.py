@@ -125,7 +125,8 @@ class LiveBytes(TorchDispatchMode):
         if packet in CPU_ATTENTION:
             self.flops[self.phase] += CPU_ATTENTION[packet](*args, **kwargs)
         elif packet in flop_registry:
-            self.flops[self.phase] += flop_registry[packet](*args, **kwargs, out_val=out)
+            count: Any = flop_registry[packet]
+            self.flops[self.phase] += count(*args, **kwargs, out_val=out)
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 self._add(tensor)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from arra.config import TrainConfig
 from arra.data.loader import Loader, MicroBatch
 from arra.data.manifest import (
     FeatureInfo,
@@ -26,7 +27,9 @@ from arra.data.manifest import (
 )
 from arra.data.shards import Dataset
 from arra.data.text_column import TextColumn
+from arra.image_tokenizers import load_image_tokenizer
 from arra.models.base import Backbone, Grid
+from arra.models.outline import ASSUMED_CODES
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class Material:
 
 
 SMALL_GRID, USUAL_GRID = (8, 8), (16, 16)
+SMALL_CODEBOOK = 512
+"""Codes of the bundled tokenizer of drawn scenes, for models too short for the usual images."""
 
 
 def default_grid(backbone: Backbone) -> Grid:
@@ -96,6 +101,16 @@ def default_grid(backbone: Backbone) -> Grid:
         return backbone.default_grid
     fits = backbone.layout.image_length(*USUAL_GRID) < backbone.max_length
     return USUAL_GRID if fits else SMALL_GRID
+
+
+def default_codebook(config: TrainConfig) -> int | None:
+    """Codes of the image tokenizer, if nothing says how many; None = a painter's own."""
+    if config.image_tokenizer is not None:
+        return load_image_tokenizer(config.image_tokenizer).codebook_size
+    if config.model_path is None:
+        short = config.model.max_length < USUAL_GRID[0] * USUAL_GRID[1] + 64
+        return SMALL_CODEBOOK if short else ASSUMED_CODES
+    return None
 
 
 def captions(count: int = 4000) -> list[str]:

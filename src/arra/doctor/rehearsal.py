@@ -65,6 +65,7 @@ class Memory:
         average: the averaged weights (--optim.ema).
         batch: codes, positions and features of all micro-batches of a step.
         gradients: those that exist at the peak.
+        all_gradients: those that the backward pass leaves.
         activations: all else at the peak: what blocks keep for the backward pass, what the loss
             holds, and scratch.
         peak: their sum.
@@ -79,6 +80,7 @@ class Memory:
     average: int
     batch: int
     gradients: int
+    all_gradients: int
     activations: int
     peak: int
     peak_phase: str
@@ -105,24 +107,31 @@ class Rehearsal:
         flops: floating-point operations of all matrix products, recomputation included.
         tokens: positions per optimizer step, padding included.
         row_tokens: length of a row.
+        weight_dtype: of the model; that of most of its parameters.
+        grid, codes: of an image; of the image tokenizer.
     """
 
     parts: Parts
     memory: Memory
-    painting: Painting
+    painting: Painting | None
     flops: int
     tokens: int
     row_tokens: int
     weight_dtype: str
+    grid: Grid
+    codes: int
 
 
-def rehearse(config: TrainConfig, micro: int, accumulate: int, material: Material) -> Rehearsal:
-    """Carries out two optimizer steps and one painting of a run; seconds, for any size of model.
+def rehearse(
+    config: TrainConfig, micro: int, accumulate: int, material: Material, *, paint: bool = True
+) -> Rehearsal:
+    """Carries out one optimizer step and one painting of a run; seconds, for any size of model.
 
     Args:
         micro: images per forward pass on one device.
         accumulate: forward passes per optimizer step on one device.
         material: whose longest sample fills every row.
+        paint: False = leave painting out.
 
     Raises:
         ValueError: parts do not fit one another, as in training; or the model cannot run without
@@ -148,7 +157,7 @@ def rehearse(config: TrainConfig, micro: int, accumulate: int, material: Materia
     try:
         with _without_memory(fake), live:
             memory, flops = _steps(run, live, accumulate)
-            painting = _painting(run, live, sample)
+            painting = _painting(run, live, sample) if paint else None
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -164,32 +173,33 @@ def rehearse(config: TrainConfig, micro: int, accumulate: int, material: Materia
         tokens=rows.numel() * accumulate,
         row_tokens=rows[1],
         weight_dtype=str(backbone.model.dtype).removeprefix("torch."),
+        grid=_grid(sample),
+        codes=len(backbone.layout.code_ids),
     )
 
 
 def outlined(config: TrainConfig, material: Material) -> tuple[Backbone, Adapter | None]:
     """The run's backbone, with its adapter if it has one; where tensors have no memory."""
-    adapted = config.lora.rank > 0
+    packed = config.lora.quantize == "4bit"
     backbone = outline_for_training(
         config.model_path,
-        config.model,
+        dataclasses.replace(config.model, dtype="float32") if packed else config.model,
         codebook_size=material.codebook_size,
         captions=material.captions,
         grid=material.grid or USUAL_GRID,
         class_names=material.class_names,
         text_width=max((t.dim for t in material.text_features), default=0),
         text_slots=max((t.length for t in material.text_features), default=0),
-        stored=adapted and config.lora.quantize == "none",
     )
-    if not adapted:
+    if not config.lora.rank:
         return backbone, None
-    if config.lora.quantize == "4bit":
+    if packed:
         quantise_blocks(backbone, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
     return put_on(backbone, peft_config(backbone, config.lora), config.seed)
 
 
 def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
-    """Two steps: the first makes the optimizer's states, the second is counted."""
+    """A step of a run that is under way: the optimizer has its states."""
     model, objective = run.step.model, run.step.objective
     micros = run.loader.step(0)
     weights = live.hold([*model.parameters(), *model.buffers()])
@@ -197,14 +207,12 @@ def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
     average = live.hold(run.state.average.weights.values()) if run.state.average else 0
     one = live.hold(tensors_of(micros))
     batch = one * accumulate // len(micros)
+    optimizer = _make_states(run.state.optimizer)
     live.watch([*model.parameters(), *objective.parameters()])
     marks = _Marks(run, live)
-    optimizer_step(run, 0, Tally())
-    states = [t for s in run.state.optimizer.state.values() for t in s.values()]
-    optimizer = sum(_bytes_of(states))
     live.restart()
     with marks:
-        optimizer_step(run, 1, Tally())
+        optimizer_step(run, 0, Tally())
     gradients = live.peak_gradients
     held = weights + average + one + optimizer
     memory = Memory(
@@ -213,6 +221,7 @@ def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
         average=average,
         batch=batch,
         gradients=gradients,
+        all_gradients=marks.gradients,
         activations=live.peak - held - gradients,
         peak=live.peak - one + batch,
         peak_phase=live.peak_phase,
@@ -222,12 +231,23 @@ def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
     return memory, live.flops.total()
 
 
+def _make_states(optimizer: torch.optim.Optimizer) -> int:
+    """Lets the optimizer make its states; their bytes."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    states = [t for values in optimizer.state.values() for t in values.values()]
+    return sum(_bytes_of(states))
+
+
 class _Marks:
     """Tells a `LiveBytes` what is going on, and measures between the marks."""
 
     def __init__(self, run: Run, live: LiveBytes) -> None:
         self.run, self.live = run, live
-        self.kept = self.loss = self._before = 0
+        self.kept = self.loss = self.gradients = self._before = 0
 
     def __enter__(self) -> None:
         step = self.run.step
@@ -257,6 +277,7 @@ class _Marks:
 
     def _optimizer(self, *_: Any) -> None:
         self.live.phase = "optimizer"
+        self.gradients = self.live.gradients
 
 
 @torch.no_grad()
@@ -264,7 +285,7 @@ def _painting(run: Run, live: LiveBytes, sample: Dataset) -> Painting:
     """One forward pass over prompts and one step behind it, as `generate/engine.py` does them,
     beside the weights alone."""
     backbone = run.backbone
-    grid: Grid = (int(sample.grids[0][0]), int(sample.grids[0][1]))
+    grid = _grid(sample)
     guided = float(backbone.sampling["cfg"]) != 1
     rows = DEFAULT_SLOTS * (2 if guided else 1)
     prompt = len(backbone.condition(sample.texts[0], grid)) + backbone.text_slots
@@ -283,6 +304,10 @@ def _painting(run: Run, live: LiveBytes, sample: Dataset) -> Painting:
     weights = sum(_bytes_of([*backbone.model.parameters(), *backbone.model.buffers()]))
     del cache
     return Painting(DEFAULT_SLOTS, rows, columns, kept, weights + live.peak - before)
+
+
+def _grid(sample: Dataset) -> Grid:
+    return int(sample.grids[0][0]), int(sample.grids[0][1])
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> Iterable[int]:
@@ -323,18 +348,32 @@ def _longest_passages(run: Run) -> None:
 def _without_memory(fake: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
     """Tensors made here have a shape and a type, but no memory.
 
-    transformers asks the values of position ids whether rows are packed, and assumes that they are
-    where there are no values; ours never are.
+    Two functions must not do what they do with values. transformers asks position ids whether rows
+    are packed, and assumes so where there are no values; ours never are. And PyTorch moves modules
+    by swapping tensors, which it cannot with these.
     """
     fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
-    asks = masking_utils.find_packed_sequence_indices
+    asks, moves = masking_utils.find_packed_sequence_indices, nn.Module._apply
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    nn.Module._apply = _applied  # type: ignore[method-assign]
     try:
         with fake, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield fake
     finally:
         masking_utils.find_packed_sequence_indices = asks
+        nn.Module._apply = moves  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def _applied(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+    """`nn.Module._apply` in place."""
+    for part in module.modules() if recurse else [module]:
+        for parameter in part.parameters(recurse=False):
+            parameter.data = fn(parameter.data)
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, fn(buffer))
+    return module
 
 
 def _faker(fake: FakeTensorMode) -> Any:

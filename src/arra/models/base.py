@@ -141,8 +141,7 @@ class Backbone(ABC):
 
     def to(self, device: torch.device | str) -> "Backbone":
         """Moves the model in place."""
-        if self.device != torch.device(device):
-            nn.Module.to(self.model, device)
+        nn.Module.to(self.model, device)
         return self
 
     @property
@@ -297,7 +296,22 @@ class Backbone(ABC):
         """
 
     def set_attention(self, name: str) -> None:
-        """Chooses transformers' attention: "sdpa" or "eager"."""
+        """Chooses transformers' attention: "sdpa", "eager", or "auto" = as the model was opened.
+
+        Raises:
+            ValueError: the model has no such attention.
+        """
+        if name == "auto":
+            return
+        try:
+            self._set_attention(name)
+        except ValueError:
+            raise ValueError(
+                f"{type(self.model).__name__} has no attention {name!r} in transformers: leave out "
+                f"--model.attention"
+            ) from None
+
+    def _set_attention(self, name: str) -> None:
         self.model.set_attn_implementation(name)
 
     @contextmanager

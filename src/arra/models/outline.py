@@ -34,14 +34,12 @@ def outline_for_training(
     class_names: Sequence[str],
     text_width: int,
     text_slots: int,
-    stored: bool,
 ) -> Backbone:
     """What `load_for_training` would return.
 
     Args:
         codebook_size: K of the image tokenizer; None = whatever a painter was trained with.
         captions, grid, class_names, text_width, text_slots: as there.
-        stored: keep the weights in the type that they are stored in, as the base of an adapter is.
 
     Raises:
         ValueError: a config or a text tokenizer is missing, or the codebook is another.
@@ -87,7 +85,7 @@ def outline_for_training(
             f"{spec} paints with {codes} codes, the image tokenizer has {codebook_size}: use the "
             f"one that the model was trained with"
         )
-    kept = stored_dtype(inner) if stored or config.dtype == "auto" else torch.float32
+    kept = stored_dtype(inner) if config.dtype == "auto" else torch.float32
     cast_weights(backbone.model, kept)
     backbone.set_attention(config.attention)
     return backbone

@@ -115,9 +115,7 @@ def assemble(
     backbone.to(device).model.train()
     if config.model.gradient_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    objective = _objective(config, backbone, dataset)
-    if device.type != "cpu":
-        objective.to(device)
+    objective = _objective(config, backbone, dataset).to(device)
     step = Step(backbone, objective)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None

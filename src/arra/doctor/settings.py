@@ -1,0 +1,60 @@
+"""What can be asked of the doctor. Light: the command line reads it before torch loads."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Predicts memory and time of a training run before anything starts.
+
+    Any flag of `arra train RECIPE` may follow, --data, --model and --batch-size among them; weights
+    are never read.
+    """
+
+    plan: Annotated[str, tyro.conf.arg(metavar="RECIPE")]
+    """A recipe of `arra train`, or the config.json of a run."""
+    gpus: int = 1
+    """Devices; --batch-size is split over them. --micro-batch is per device."""
+    gpu: str | None = None
+    """Plan for rtx3090, rtx4090, l4, a100-40gb, l40s, a100-80gb, h100 or h200. Default: for what is
+    here."""
+    memory: float | None = None
+    """GiB of each device, instead of what is known of it."""
+    tflops: float | None = None
+    """10^12 operations per second of each device in the run's dtype, instead of what is known."""
+    mfu: float | None = None
+    """Fraction of those that training reaches, in (0, 1]."""
+    grid: tuple[int, int] | None = None
+    """Without --data: codes of an image, rows and columns. Default: the model's, or 16 16."""
+    codebook_size: int | None = None
+    """Without --data: codes of the image tokenizer. Default: the model's, or 16384."""
+    prompt_tokens: int = 64
+    """Without --data: text tokens of a caption."""
+    feature_size: int = 512
+    """Without --data: values of the feature that is aligned to."""
+    classes: int = 0
+    """Without --data: classes of the dataset; 0 = it has captions."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    out: str | None = None
+    """Also write the JSON to this file."""
+
+    def __post_init__(self) -> None:
+        _require(self.gpus >= 1, "--gpus must be at least 1", self.gpus)
+        for flag, value in (("--memory", self.memory), ("--tflops", self.tflops)):
+            _require(value is None or value > 0, f"{flag} must be more than 0", value)
+        _require(self.mfu is None or 0 < self.mfu <= 1, "--mfu must be in (0, 1]", self.mfu)
+        _require(self.grid is None or min(self.grid) >= 1, "--grid must be at least 1 1", self.grid)
+        for name in ("prompt_tokens", "feature_size", "codebook_size"):
+            value = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            _require(value is None or value >= 1, f"{flag} must be at least 1", value)
+        _require(self.classes >= 0, "--classes must be at least 0", self.classes)
+
+
+def _require(condition: bool, rule: str, found: object) -> None:
+    if not condition:
+        raise ValueError(f"{rule}, got {found}")
