@@ -60,9 +60,9 @@ class ModelConfig:
     dtype: Literal["float32", "auto"] = "float32"
     """Type of the weights: float32, or auto = as the checkpoint stores them (bfloat16 takes half
     the memory, but loses steps below 1/256 of a weight; needs the run's dtype bfloat16)."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """transformers' attention: fused, or plain products (1.5 x faster in bfloat16 on a CPU at 80
-    tokens, where the fused backward pass takes a fifth of a step)."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """transformers' attention: sdpa = fused; eager = plain products (1.5 x faster in bfloat16 on a
+    CPU at 80 tokens); auto = fused where the model has it (Gemma 2 has not)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

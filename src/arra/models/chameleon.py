@@ -184,7 +184,7 @@ class Chameleon(CausalLM):
             rows_KD = rows_from_codebook(known_ND, codebook_KC, generator)
         table_VD[codes] = rows_KD.to(table_VD)
 
-    def set_attention(self, name: str) -> None:
+    def _set_attention(self, name: str) -> None:
         # "": not that of the image encoder, which may be absent: transformers would warn.
         self.model.set_attn_implementation({"": name})
 

@@ -61,7 +61,7 @@ def adapted_backbone(
         record = _record(config, run, backbone)
         del backbone
     whole = family.assemble(family.open_model(record.folder(run)), tokenizer, layout)
-    whole.model.set_attn_implementation(config.model.attention)
+    whole.set_attention(config.model.attention)
     if record.four_bits is not None:
         quantize(whole, record.four_bits)
     if config.model.dtype == "float32":
