@@ -219,7 +219,8 @@ def grow(
     sizes = [f"<|size_{n}|>" for n in range(_MAX_SIDE + 1)] if style == "lumina" else []
     width = len(str(codebook_size - 1))
     codes = [f"<|code_{k:0{width}}|>" for k in range(codebook_size)]
-    taken = [name for name in (*names, *sizes, *codes) if name in text_tokenizer.get_vocab()]
+    known = text_tokenizer.get_vocab()  # made anew by each call: half a minute for 16,384 codes
+    taken = [name for name in (*names, *sizes, *codes) if name in known]
     if taken:
         raise ValueError(f"the tokenizer already has {taken[0]}: it was grown before")
     text_tokenizer.add_tokens([*names, *sizes, *codes], special_tokens=True)
