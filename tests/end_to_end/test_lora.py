@@ -26,6 +26,7 @@ from arra.generate.pictures import generate
 from arra.generate.settings import GenerateConfig
 from arra.models import load_model
 from arra.models.loading import fit_text_tokenizer
+from arra.study.worker import Losses, Painting, WorkerJob, answer
 from arra.train.loop import train
 
 peft = pytest.importorskip("peft")
@@ -200,6 +201,21 @@ def test_runs_are_painted_and_measured(config: TrainConfig, tmp_path: Path) -> N
         )
     )
     assert len(list(Path(painted).rglob("*.png"))) >= 2
+    steps = [f"step-{step:08d}" for step in (2, 4)]
+    job = WorkerJob(
+        run=config.out,
+        slots=2,
+        device="cpu",
+        paintings=[Painting(step, ["a line"], 1.0, str(tmp_path / step)) for step in steps],
+        losses=[
+            Losses(step, config.data_folder, "val", 4, str(tmp_path / f"{step}.json"))
+            for step in steps
+        ],
+    )
+    answer(job)
+    assert job.pending() == 0
+    losses = [read_json(tmp_path / f"{step}.json") for step in steps]
+    assert losses[0] != losses[1], "both checkpoints gave the same losses"
     prose = tmp_path / "prose.txt"
     prose.write_text("two blue squares and a line\n", encoding="utf-8")
     assert text_perplexity(load_model(config.out), read_documents(prose)).perplexity > 1
