@@ -130,7 +130,7 @@ class Backbone(ABC):
             f"checkpoint of it with --model"
         )
 
-    def name_classes(self, names: Sequence[str]) -> None:
+    def name_classes(self, names: Sequence[str]) -> None:  # noqa: B027  most paint no classes
         """Takes a dataset's class names over, where the model paints classes without names."""
 
     # ---- what it is -----------------------------------------------------------------------------

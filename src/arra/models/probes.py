@@ -44,7 +44,7 @@ def check(backbone: Backbone) -> None:
 
 
 def has_values(model: nn.Module) -> bool:
-    """False for a model that is only planned with: its tensors have no memory (models/outline.py)."""
+    """False for a model that is only planned with (models/outline.py): no memory behind tensors."""
     return not isinstance(next(model.parameters()), FakeTensor)
 
 
