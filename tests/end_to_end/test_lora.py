@@ -293,3 +293,13 @@ def test_a_four_bit_run_without_the_library_says_what_to_install(config: TrainCo
     config = replace(config, lora=LoraConfig(rank=4, quantize="4bit"))
     with pytest.raises(ValueError, match=r"--lora.quantize 4bit: .*pip install 'arra\[quantize\]'"):
         train(config)
+
+
+@pytest.mark.gpu
+def test_four_bits_on_a_gpu(config: TrainConfig) -> None:
+    pytest.importorskip("bitsandbytes")
+    lora, optim = LoraConfig(rank=4, quantize="4bit"), replace(config.optim, bits=8)
+    config = replace(config, device="cuda", dtype="bfloat16", lora=lora, optim=optim)
+    train(config, stop_after=2)
+    train(config)
+    load_model(config.out, "cuda")

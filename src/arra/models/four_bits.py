@@ -37,15 +37,15 @@ def linear_layers(backbone: Backbone) -> dict[str, nn.Module]:
     return {names[id(m)]: m for m in backbone.blocks.modules() if isinstance(m, LINEAR)}
 
 
-def quantize(backbone: Backbone, compute: Compute) -> None:
+def quantize(backbone: Backbone, compute: Compute, device: torch.device | str = "cpu") -> None:
     """Replaces the linear layers of the blocks by frozen 4-bit ones, one by one, in place.
 
-    They move to the GPU if there is one: the model never has to fit there in more bits.
+    Each moves to `device` as it is quantised, and the rest of the model at the end: it never has
+    to fit there in more bits.
     """
     require_bitsandbytes("a base in 4 bits")
     import bitsandbytes
 
-    device = _device()
     for name, layer in linear_layers(backbone).items():
         weight = _weight(layer, compute)
         packed = bitsandbytes.nn.Linear4bit(
@@ -65,6 +65,7 @@ def quantize(backbone: Backbone, compute: Compute) -> None:
         setattr(backbone.model.get_submodule(parent), last, packed.to(device))
     model: Any = backbone.model
     model.is_loaded_in_4bit = True  # what peft goes by
+    backbone.to(device)
 
 
 @torch.no_grad()
@@ -73,8 +74,9 @@ def round_weights(backbone: Backbone, compute: Compute) -> None:
     require_bitsandbytes("this run's base is kept in 4 bits")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for layer in linear_layers(backbone).values():
-        packed, state = quantize_4bit(_weight(layer, compute).to(_device()), **_KIND)
+        packed, state = quantize_4bit(_weight(layer, compute).to(device), **_KIND)
         rounded: Tensor = dequantize_4bit(packed, state)
         weight: Any = layer.weight
         weight.data.copy_(rounded.T if isinstance(layer, Conv1D) else rounded)
@@ -85,7 +87,3 @@ def _weight(layer: nn.Module, compute: Compute) -> Tensor:
     weight: Any = layer.weight
     matrix = weight.data.T if isinstance(layer, Conv1D) else weight.data
     return matrix.to(getattr(torch, compute)).contiguous()
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,11 +35,12 @@ from arra.resolve import resolve_folder
 
 
 def adapted_backbone(
-    config: TrainConfig, run: Path, load: Callable[[], Backbone]
+    config: TrainConfig, run: Path, device: torch.device, load: Callable[[], Backbone]
 ) -> tuple[Backbone, Adapter, BaseRecord]:
     """The backbone that an adapter run trains, its base read from where a resume will read it.
 
     Args:
+        device: where 4-bit layers are made; the caller moves what is not quantised.
         load: the backbone as a full run would start from it; called only when the run is new.
 
     Raises:
@@ -63,7 +64,7 @@ def adapted_backbone(
     whole = family.assemble(family.open_model(record.folder(run)), tokenizer, layout)
     whole.set_attention(config.model.attention)
     if record.four_bits is not None:
-        quantize(whole, record.four_bits)
+        quantize(whole, record.four_bits, device)
     if config.model.dtype == "float32":
         cast_weights(whole.model, torch.float32)
     adapted, adapter = put_on(whole, peft_config(whole, config.lora), config.seed)

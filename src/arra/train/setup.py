@@ -75,7 +75,8 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
             f"the dataset's codes were made by another image tokenizer than {spec}: pass the "
             f"right one as --image-tokenizer, or prepare the data again"
         )
-    backbone, adapter, record = _backbone(config, folder, tokenizer.codebook.detach(), dataset)
+    codebook_KC = tokenizer.codebook.detach()
+    backbone, adapter, record = _backbone(config, folder, device, codebook_KC, dataset)
     if backbone.model.dtype == torch.bfloat16 and config.dtype == "float32":
         raise ValueError(
             "--model.dtype auto keeps the checkpoint's bfloat16 weights: use --dtype bfloat16"
@@ -150,7 +151,7 @@ def _text_encoder(
 
 
 def _backbone(
-    config: TrainConfig, folder: Path, codebook_KC: Tensor, dataset: Dataset
+    config: TrainConfig, folder: Path, device: torch.device, codebook_KC: Tensor, dataset: Dataset
 ) -> tuple[Backbone, Adapter | None, BaseRecord | None]:
     texts = dataset.manifest.text_features.values()
 
@@ -168,7 +169,7 @@ def _backbone(
         )
 
     if config.lora.rank:
-        return adapted_backbone(config, folder, whole)
+        return adapted_backbone(config, folder, device, whole)
     return whole(), None, None
 
 
