@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMANDS = (
     *("demo", "prepare", "tokenizer train", "tokenizer evaluate", "train scenes"),
-    *("generate", "evaluate", "study", "export", "convert"),
+    *("generate", "evaluate", "study", "export", "convert", "doctor"),
 )
 
 

@@ -20,8 +20,6 @@ Python and its libraries on a CPU (0.7 GiB measured, experiments/plan)."""
 FRAGMENTATION = 0.05
 """Of the peak; assumed for a GPU's caching allocator. On a CPU the system gives single pages."""
 
-ONE = "--micro-batch 1"
-
 
 @dataclass(frozen=True)
 class Alternative:
@@ -233,36 +231,42 @@ def _assumptions(
 def _alternatives(
     config: TrainConfig, gpus: int, device: Device, material: Material
 ) -> list[Alternative]:
-    """The same run with flags that save memory: first those that change nothing that it learns."""
-    checkpointed = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, gradient_checkpointing=True)
-    )
-    single = dataclasses.replace(checkpointed, micro_batch=1)
-    small_states = dataclasses.replace(
-        single, optim=dataclasses.replace(config.optim, bits=8, ema=0.0)
-    )
-    lean = f"--model.gradient-checkpointing {ONE}"
-    ema = " --optim.ema 0" if config.optim.ema else ""
-
-    def tried(flags: str, changed: TrainConfig) -> Alternative:
-        step = rehearse(changed, *_split(changed, gpus), material, paint=False)
-        needed = _needed(step, changed, device)
-        return Alternative(flags, needed, needed <= device.memory, _seconds(step, device))
-
-    found = [tried(lean, single)]
-    if found[0].fits:
-        one = dataclasses.replace(config, micro_batch=1)
-        found += [
-            tried(flags, changed)
-            for flags, changed in (("--model.gradient-checkpointing", checkpointed), (ONE, one))
-            if changed not in (config, single)
-        ]
-        return found
-    found.append(tried(f"{lean} --optim.bits 8{ema}", small_states))
-    if config.model_path is not None:
-        adapter = dataclasses.replace(config.lora, rank=config.lora.rank or 16)
-        with_lora = dataclasses.replace(single, lora=adapter)
-        packed = dataclasses.replace(with_lora, lora=dataclasses.replace(adapter, quantize="4bit"))
-        flags = f"{lean} --lora.rank {adapter.rank}"
-        found += [tried(flags, with_lora), tried(f"{flags} --lora.quantize 4bit", packed)]
+    """The same run with flags that save memory, first those that leave what it computes alone; the
+    next stage is tried where nothing of the one before fits."""
+    found: list[Alternative] = []
+    for stage in _stages(config):
+        for flags, changed in stage.items():
+            if changed == config:
+                continue
+            step = rehearse(changed, *_split(changed, gpus), material, paint=False)
+            needed = _needed(step, changed, device)
+            fits = needed <= device.memory
+            found.append(Alternative(flags, needed, fits, _seconds(step, device)))
+        if any(other.fits for other in found):
+            break
     return found
+
+
+def _stages(config: TrainConfig) -> list[dict[str, TrainConfig]]:
+    """Flags -> the config that they make of this one."""
+    replace, less, one = dataclasses.replace, "--model.gradient-checkpointing", "--micro-batch 1"
+    recomputing = replace(config, model=replace(config.model, gradient_checkpointing=True))
+    lean = replace(recomputing, micro_batch=1)
+    optim = replace(config.optim, bits=8, ema=0.0)
+    states = "--optim.bits 8" + (" --optim.ema 0" if config.optim.ema else "")
+    stages = [
+        {less: recomputing, one: replace(config, micro_batch=1), f"{less} {one}": lean},
+        {
+            f"{less} {states}": replace(recomputing, optim=optim),
+            f"{less} {one} {states}": replace(lean, optim=optim),
+        },
+    ]
+    if config.model_path is not None:
+        adapter = replace(config.lora, rank=config.lora.rank or 16)
+        lora = f"{less} {one} --lora.rank {adapter.rank}"
+        packed = replace(adapter, quantize="4bit")
+        stages += [
+            {lora: replace(lean, lora=adapter)},
+            {f"{lora} --lora.quantize 4bit": replace(lean, lora=packed)},
+        ]
+    return stages

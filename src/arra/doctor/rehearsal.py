@@ -143,26 +143,27 @@ def rehearse(
     planned = dataclasses.replace(
         config, batch_size=micro * done, micro_batch=micro, data=data, optim=optim
     )
-    with _without_memory() as fake:
-        backbone, adapter = outlined(config, material)
-        aligned = list(config.align.targets) or ["assumed"]
-        sample = material.sample(backbone, aligned if config.align.weight else [])
-        run = assemble(planned, Path("."), torch.device("cpu"), backbone, sample, None, "", adapter)
-    if config.optim.bits == 8:
-        run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
-    _longest_passages(run)
-    micros = with_tensors(run.loader.step(0), _faker(fake))
-    run.loader = Repeated(micros)
     live = LiveBytes()
     try:
+        with _without_memory() as fake:
+            backbone, adapter = outlined(config, material)
+            aligned = list(config.align.targets) or ["assumed"]
+            sample = material.sample(backbone, aligned if config.align.weight else [])
+            cpu = torch.device("cpu")
+            run = assemble(planned, Path("."), cpu, backbone, sample, None, "", adapter)
+        if config.optim.bits == 8:
+            run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
+        _longest_passages(run)
+        micros = with_tensors(run.loader.step(0), _faker(fake))
+        run.loader = Repeated(micros)
         with _without_memory(fake), live:
             memory, flops = _steps(run, live, accumulate)
             painting = _painting(run, live, sample) if paint else None
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
+        name = config.model_path or config.model.architecture
         raise ValueError(
-            f"{type(backbone.model).__name__} asks for values in its forward pass, so it cannot be "
-            f"planned ({reason})"
+            f"{name} cannot run on tensors without values, so it cannot be planned ({reason})"
         ) from None
     rows = micros[0].batch.ids_BT.shape
     return Rehearsal(

@@ -59,7 +59,8 @@ class FourBitLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.out_features, self.in_features)
         out = _Product.apply(x.to(self.dtype), self.weight, shape)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        out = out if self.bias is None else out + self.bias.to(out.dtype)
+        return out.to(x.dtype)
 
 
 class _Product(torch.autograd.Function):
