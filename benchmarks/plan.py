@@ -18,6 +18,7 @@ The bar is 15 %. `--quick` leaves out the larger cases.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import json
@@ -28,7 +29,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ def cases() -> list[Case]:
     from arra.config import AlignConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig
     from arra.recipes import RECIPES
 
-    plain = AlignConfig(weight=0.0)
+    plain, bits = AlignConfig(weight=0.0), OptimConfig(bits=8)
     aligned = AlignConfig(weight=1.0, layer=(2,))
     model = ModelConfig(layers=6, hidden_size=384, heads=6, mlp_size=1024, max_length=256)
     deep = ModelConfig(layers=12, hidden_size=384, heads=6, mlp_size=1024, max_length=256)
@@ -67,7 +70,11 @@ def cases() -> list[Case]:
         return Case(name, config, **more)
 
     checkpointed = replace(deep, gradient_checkpointing=True)
-    lora = replace(start, model=replace(model, attention="sdpa"), align=aligned, dtype="bfloat16")
+    lora = replace(start, model_path="", align=aligned, batch_size=8)
+    eight_bit = [
+        case("states-of-8-bits", replace(start, model=deep, micro_batch=1, optim=bits)),
+        case("qlora", replace(lora, lora=LoraConfig(rank=8, quantize="4bit")), base=True),
+    ]
     return [
         case("small-plain", replace(start, model=small, align=plain), quick=True),
         case(
@@ -96,11 +103,8 @@ def cases() -> list[Case]:
             codes=16384,
         ),
         case("bfloat16", replace(start, model=deep, align=aligned, dtype="bfloat16")),
-        case(
-            "lora",
-            replace(lora, model_path="", dtype="float32", lora=LoraConfig(rank=8), batch_size=8),
-            base=True,
-        ),
+        case("lora", replace(lora, lora=LoraConfig(rank=8)), base=True),
+        *(eight_bit if find_spec("bitsandbytes") else []),
     ]
 
 
@@ -133,27 +137,32 @@ def run_of(case: Case) -> Any:
     """The real run, with values, as `set_up` would make it."""
     import torch
 
-    from arra.models.adapted import put_on
     from arra.models.loading import load_for_training
-    from arra.train.adapters import peft_config
+    from arra.train.adapters import adapted_backbone
     from arra.train.setup import assemble
 
     config, dataset = case.config, data_of(case)
-    backbone = load_for_training(
-        config.model_path,
-        config.model,
-        codebook_KC=torch.zeros(case.codes, 8),
-        captions=dataset.texts,
-        seed=0,
-    )
-    for parameter in backbone.model.parameters():
-        # Weights that were read lie in a map of their file, of which no allocator knows.
-        parameter.data = parameter.data.clone()
-    adapter = None
-    if config.lora.rank:
-        backbone, adapter = put_on(backbone, peft_config(backbone, config.lora))
-    data = replace(config.data, prompt_dropout=0.0)
     device = torch.device(config.device)
+
+    def load() -> Any:
+        return load_for_training(
+            config.model_path,
+            config.model,
+            codebook_KC=torch.zeros(case.codes, 8),
+            captions=dataset.texts,
+            seed=0,
+        )
+
+    if config.lora.rank:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+            backbone, adapter, _ = adapted_backbone(config, Path(folder), device, load)
+            for parameter in backbone.model.parameters():
+                if parameter.is_floating_point():
+                    # What was read lies in a map of its file, of which no allocator knows.
+                    parameter.data = parameter.data.clone()
+    else:
+        backbone, adapter = load(), None
+    data = replace(config.data, prompt_dropout=0.0)
     return assemble(
         replace(config, data=data), Path("."), device, backbone, dataset, None, "", adapter
     )
@@ -196,6 +205,8 @@ def measured_rss(case: Case) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     run_of(dataclasses.replace(case, config=_tiny(case.config)))  # libraries load their parts
+    if case.config.lora.rank:
+        import_module("peft.tuners.lora.model")
     gc.collect()
     before = _status("VmRSS")
     run = run_of(case)
