@@ -9,6 +9,8 @@ import painter_commands
 import PIL.Image
 import pytest
 import torch
+import transformers
+from packaging import version
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -183,6 +185,10 @@ def test_logits_are_those_of_transformers(published: Path, backbone: Janus) -> N
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
+@pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"),
+    reason="the reference itself, JanusForConditionalGeneration.generate, raises in 5.17",
+)
 @torch.no_grad()
 def test_greedy_guided_pictures_are_those_of_transformers(published: Path, backbone: Janus) -> None:
     """The same codes as `generate(generation_mode="image")`, and the same pixels."""
