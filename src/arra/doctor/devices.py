@@ -51,7 +51,7 @@ GPUS = {
     "h100": Sheet(80, 989.0, 67.0),
     "h200": Sheet(141, 989.0, 67.0),
 }
-OF_PEAK, OF_MEASURED = 0.35, 0.6
+OF_PEAK, OF_MEASURED = 0.35, 0.5
 """Assumed utilisations. Of a data sheet's peak, well-tuned training reaches 0.4 to 0.55 (PaLM,
 arXiv 2204.02311, table 3); this loop is plain PyTorch. Of a measured product: experiments/plan."""
 

@@ -7,7 +7,7 @@ reference to it is gone, autograd's own included. Scratch inside a kernel is not
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *a: Any, **
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
-CPU_ATTENTION = {
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

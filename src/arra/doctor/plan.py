@@ -7,16 +7,16 @@ from typing import Any
 
 from arra.config import TrainConfig
 from arra.data.shards import open_dataset, read_manifest
+from arra.device import cpu_has_bfloat16, pick_device
 from arra.doctor.devices import GIB, GPUS, Device, gpu_named, this_device
 from arra.doctor.made_up import Material, default_codebook
 from arra.doctor.rehearsal import Rehearsal, rehearse
 from arra.doctor.settings import PlanConfig
 from arra.files import write_json
-from arra.train.setup import cpu_has_bfloat16, pick_device
 
 RESERVE = GIB
 """What a process needs besides tensors: a CUDA context and the workspaces of its libraries, or
-Python and its libraries on a CPU (0.7 GiB measured, experiments/plan)."""
+Python and its libraries on a CPU (0.4 GiB there: a margin is in it)."""
 FRAGMENTATION = 0.05
 """Of the peak; assumed for a GPU's caching allocator. On a CPU the system gives single pages."""
 

@@ -17,6 +17,8 @@ def told(plan: Plan) -> str:
 
 def size(count: int) -> str:
     """Bytes as KiB, MiB or GiB with three digits."""
+    if count == 0:
+        return "0"
     for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
         if count >= unit:
             return (
