@@ -8,22 +8,19 @@ Legend: B rows, T tokens.
 """
 
 import dataclasses
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import masking_utils
 
 from arra.config import TrainConfig
 from arra.data.shards import Dataset
 from arra.doctor.live import LiveBytes
 from arra.doctor.made_up import USUAL_GRID, Material, Repeated, tensors_of, with_tensors
+from arra.doctor.memoryless import faker, without_memory
 from arra.doctor.stand_ins import EightBitAdamW, quantise_blocks
 from arra.generate.engine import PROMPT_STEP
 from arra.generate.settings import DEFAULT_SLOTS
@@ -145,7 +142,7 @@ def rehearse(
     )
     live = LiveBytes()
     try:
-        with _without_memory() as fake:
+        with without_memory() as fake:
             backbone, adapter = outlined(config, material)
             aligned = list(config.align.targets) or ["assumed"]
             sample = material.sample(backbone, aligned if config.align.weight else [])
@@ -154,9 +151,9 @@ def rehearse(
         if config.optim.bits == 8:
             run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
         _longest_passages(run)
-        micros = with_tensors(run.loader.step(0), _faker(fake))
+        micros = with_tensors(run.loader.step(0), faker(fake))
         run.loader = Repeated(micros)
-        with _without_memory(fake), live:
+        with without_memory(fake), live:
             memory, flops = _steps(run, live, accumulate)
             painting = _painting(run, live, sample) if paint else None
     except (NotImplementedError, RuntimeError) as error:
@@ -181,10 +178,9 @@ def rehearse(
 
 def outlined(config: TrainConfig, material: Material) -> tuple[Backbone, Adapter | None]:
     """The run's backbone, with its adapter if it has one; where tensors have no memory."""
-    packed = config.lora.quantize == "4bit"
     backbone = outline_for_training(
         config.model_path,
-        dataclasses.replace(config.model, dtype="float32") if packed else config.model,
+        config.model,
         codebook_size=material.codebook_size,
         captions=material.captions,
         grid=material.grid or USUAL_GRID,
@@ -194,7 +190,7 @@ def outlined(config: TrainConfig, material: Material) -> tuple[Backbone, Adapter
     )
     if not config.lora.rank:
         return backbone, None
-    if packed:
+    if config.lora.quantize == "4bit":
         quantise_blocks(backbone, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
     return put_on(backbone, peft_config(backbone, config.lora), config.seed)
 
@@ -343,42 +339,3 @@ def _longest_passages(run: Run) -> None:
     if loader.passages:
         longest = max(loader.passages, key=len)
         loader.passages = [longest]
-
-
-@contextmanager
-def _without_memory(fake: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
-    """Tensors made here have a shape and a type, but no memory.
-
-    Two functions must not do what they do with values. transformers asks position ids whether rows
-    are packed, and assumes so where there are no values; ours never are. And PyTorch moves modules
-    by swapping tensors, which it cannot with these.
-    """
-    fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
-    asks, moves = masking_utils.find_packed_sequence_indices, nn.Module._apply
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    nn.Module._apply = _applied  # type: ignore[method-assign]
-    try:
-        with fake, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield fake
-    finally:
-        masking_utils.find_packed_sequence_indices = asks
-        nn.Module._apply = moves  # type: ignore[method-assign]
-
-
-@torch.no_grad()
-def _applied(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply` in place."""
-    for part in module.modules() if recurse else [module]:
-        for parameter in part.parameters(recurse=False):
-            parameter.data = fn(parameter.data)
-        for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, fn(buffer))
-    return module
-
-
-def _faker(fake: FakeTensorMode) -> Any:
-    def change(tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, FakeTensor) else fake.from_tensor(tensor)
-
-    return change

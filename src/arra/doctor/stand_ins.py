@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from arra.models.base import Backbone
 
@@ -45,9 +46,10 @@ def _states(parameter: Tensor) -> dict[str, Tensor]:
 class FourBitLinear(nn.Linear):
     """A frozen linear layer of packed 4-bit weights: unpacked for each product, then forgotten."""
 
-    def __init__(self, original: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, original: nn.Linear | Conv1D, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = original.in_features, original.out_features
+        shape = original.weight.shape
+        self.out_features, self.in_features = shape if type(original) is nn.Linear else shape[::-1]
         count, scales = original.weight.numel(), original.weight.numel() // BLOCK_4BIT
         packed = torch.empty((count + 1) // 2, 1, dtype=torch.uint8)
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -80,5 +82,5 @@ def quantise_blocks(backbone: Backbone, dtype: torch.dtype) -> None:
     """Puts packed 4-bit layers in the place of the blocks' linear layers, in place."""
     for module in list(backbone.blocks.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
+            if isinstance(child, (nn.Linear, Conv1D)):
                 setattr(module, name, FourBitLinear(child, dtype))
