@@ -16,6 +16,6 @@ study() {
         --prompts 128 --points 3 --point-prompts 32 --guidances 1 2 --guidance-prompts 16 \
         --threads 1
 }
-study emoji 400
-study chestxray 300
+study emoji 700
+study chestxray 500
 python experiments/packs/collect.py runs/packs "$packs"

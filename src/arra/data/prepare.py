@@ -37,6 +37,7 @@ from arra.data.shards import (
 from arra.data.sources import FIRST_SPLIT, Source, open_source
 from arra.data.text_column import TEXT_FEATURE
 from arra.data.work import Worker, manifest_columns, shard_columns
+from arra.device import pick_device
 from arra.encoders import Encoder, load_encoder
 from arra.encoders.text import TextEncoder, load_text_encoder
 from arra.files import atomic_write, read_json, sha256_of, write_json
@@ -59,7 +60,7 @@ def prepare(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None
         OSError: the disk is full; finished shards stay and the same command goes on.
     """
     out = config.out
-    device = _device(config.device)
+    device = pick_device(config.device)
     parts = split_off(_open(config), config.val_fraction, config.seed)
     if image_tokenizer is None:
         from arra.image_tokenizers import load_image_tokenizer
@@ -160,14 +161,6 @@ def _load_text_encoder(config: PrepareConfig, device: str) -> dict[str, TextEnco
     name, spec = split_name("--text-encoder", config.text_encoder)
     encoder = load_text_encoder(spec, config.text_length, device)
     return {name or encoder.name: encoder}
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: there is no usable CUDA device, use --device cpu")
-    return name
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import arra
 from arra.config import ModelConfig
 from arra.data.images import CROP, square
 from arra.data.progress import Meter
+from arra.device import pick_device
 from arra.encoders import Encoder, load_encoder
 from arra.evaluate.distances import frechet, kernel_distance, rank_deficient
 from arra.evaluate.features import image_features
@@ -114,7 +115,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         _measure_images(config, report)
     if config.text is not None:
         assert config.model is not None
-        backbone = load_language_model(config.model, _device(config.device))
+        backbone = load_language_model(config.model, pick_device(config.device))
         documents = read_documents(config.text)
         report["metrics"]["perplexity"] = text_perplexity(backbone, documents).to_json()
         report["text"] = {"file": str(config.text), "model": config.model}
@@ -193,7 +194,7 @@ def _measure_images(config: EvaluateConfig, report: dict[str, Any]) -> None:
     real = load_images(config.real, split=config.split, limit=limit)
     report["real"] = _describe(real) | {"split": config.split}
     size = config.size or _common_side(generated)
-    encoder = load_encoder(config.encoder, device=_device(config.device))
+    encoder = load_encoder(config.encoder, device=pick_device(config.device))
     report["encoder"] = describe_encoder(encoder, config.encoder)
     report["preprocessing"] = {
         "size": size,
@@ -280,12 +281,6 @@ def describe_encoder(encoder: Encoder, spec: str) -> dict[str, Any]:
         "dim": encoder.dim,
         "fingerprint": encoder.fingerprint,
     }
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _describe(images: ImageSet) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from arra.data.images import grid, to_pil
 from arra.data.progress import Meter
+from arra.device import pick_device
 from arra.files import atomic_write, read_json, write_json
 from arra.generate.captions import EncodedPrompts
 from arra.generate.pipeline import Pipeline
@@ -47,7 +48,7 @@ def generate(config: GenerateConfig) -> Path:
             with other settings.
     """
     prompts = read_prompts(config)
-    device = _device(config.device)
+    device = torch.device(pick_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
     pipe = Pipeline.from_pretrained(
@@ -182,18 +183,6 @@ def _change(name: str, before: Any, now: Any) -> str:
     if name in ("prompts", "wording"):
         return {"prompts": "the prompts", "wording": "how prompts are worded"}[name]
     return f"--{name.replace('_', '-')}: {before} -> {now}"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name} is no device: use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch sees no GPU here; use cpu or auto")
-    return device
 
 
 # ---- prompts -------------------------------------------------------------------------------------

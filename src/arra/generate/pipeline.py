@@ -35,7 +35,7 @@ class Pipeline:
         backbone: a model that paints.
         image_tokenizer: the one whose codes it was trained on.
         grid: (height, width) of its images in codes.
-        sampling: used where a call does not say otherwise.
+        sampling: used where a call does not say otherwise; by default the family's own.
         slots: images per forward pass, likewise.
         prompt_features: the prompts of a model that is prompted by features; `EncodedPrompts`, or
             a look-up where they are known.
@@ -59,7 +59,9 @@ class Pipeline:
         check_slots(slots)
         self.backbone, self.image_tokenizer = backbone, image_tokenizer
         self.grid, self.slots = grid, slots
-        self.sampling = Sampling() if sampling is None else sampling
+        if sampling is None:
+            sampling = Sampling(**backbone.sampling)  # type: ignore[arg-type]
+        self.sampling = sampling
         self.prompt_features = prompt_features
 
     @classmethod
@@ -126,7 +128,7 @@ class Pipeline:
             if image_tokenizer is not None:
                 raise
             raise ValueError(f"{error}; name one with --image-tokenizer") from None
-        return cls(backbone, tokenizer, grid, Sampling(**backbone.sampling))  # type: ignore[arg-type]
+        return cls(backbone, tokenizer, grid)
 
     def __call__(
         self,

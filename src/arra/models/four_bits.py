@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from arra.device import pick_device
 from arra.models.base import Backbone
 
 Compute = Literal["float32", "bfloat16"]
@@ -48,7 +49,7 @@ def quantize(backbone: Backbone, compute: Compute, device: torch.device | str = 
 
     for name, layer in linear_layers(backbone).items():
         weight = _weight(layer, compute)
-        packed = bitsandbytes.nn.Linear4bit(
+        packed: Any = bitsandbytes.nn.Linear4bit(
             weight.shape[1],
             weight.shape[0],
             bias=layer.bias is not None,
@@ -74,7 +75,7 @@ def round_weights(backbone: Backbone, compute: Compute) -> None:
     require_bitsandbytes("this run's base is kept in 4 bits")
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device("auto")
     for layer in linear_layers(backbone).values():
         packed, state = quantize_4bit(_weight(layer, compute).to(device), **_KIND)
         rounded: Tensor = dequantize_4bit(packed, state)

@@ -18,13 +18,13 @@ from typing import Annotated, Any
 import tyro
 
 from arra.config import TrainConfig
+from arra.device import pick_device
 from arra.files import read_json, write_json
 from arra.models.loading import latest_checkpoint
 from arra.recipes import RECIPES
 from arra.study.processes import Job, python, run_jobs
 from arra.study.results import ARMS
 from arra.study.stages import Stages
-from arra.train.setup import pick_device
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,8 @@ import torch
 from arra.data.loader import Loader
 from arra.data.shards import open_dataset
 from arra.files import atomic_dir, read_json, write_json
-from arra.generate.captions import encoded_prompts
 from arra.generate.pipeline import Pipeline
-from arra.image_tokenizers import load_image_tokenizer
-from arra.models import Backbone, load_model
+from arra.models import Backbone
 from arra.models.loading import PIPELINE, load_checkpoint
 
 LOSS_BATCH = 32
@@ -81,18 +79,10 @@ class WorkerJob:
 
 def answer(job: WorkerJob) -> None:
     """Does every task of `job` that has no answer yet."""
-    backbone = load_model(job.run, job.device)
     described = read_json(Path(job.run) / PIPELINE)
-    tokenizer = load_image_tokenizer(described["image_tokenizer"]["spec"], device=job.device)
-    height, width = described["grid"]
-    pipe = Pipeline(
-        backbone,
-        tokenizer,
-        grid=(height, width),
-        slots=job.slots,
-        prompt_features=encoded_prompts(backbone, described, job.device),
-    )
-    loaded = None
+    pipe = Pipeline.from_pretrained(job.run, job.device)
+    pipe.slots = job.slots
+    backbone, loaded = pipe.backbone, None
     for task in job.tasks:
         if Path(task.out).exists():
             continue

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from arra.config import TrainConfig
+from arra.device import pick_device
 from arra.models.loading import latest_checkpoint
 from arra.train import checkpoint
 from arra.train.monitor import Monitor, Tally, log_line, print_line, write_run_card
 from arra.train.optim import alignment_factor, clip, learning_rate
 from arra.train.samples import paint_samples
-from arra.train.setup import Run, claim, manifest_hash, pick_device, set_up
+from arra.train.setup import Run, claim, manifest_hash, set_up
 
 
 def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from arra.config import TrainConfig, differences, from_json, to_json
 from arra.data.loader import Loader, MicroBatch
 from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_manifest
+from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import read_json, sha256_of, write_json
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.adapted import Adapter, BaseRecord
@@ -317,21 +318,9 @@ def manifest_hash(config: TrainConfig) -> str:
     return sha256_of(file)
 
 
-def pick_device(device: str) -> str:
-    """`auto` = cuda if there is one, else cpu."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _pick_dtype(config: TrainConfig) -> Literal["float32", "bfloat16"]:
     """`auto` = bfloat16 where it is native: a third faster on a CPU that has it."""
     if config.dtype != "auto":
         return config.dtype
     native = pick_device(config.device) != "cpu" or cpu_has_bfloat16()
     return "bfloat16" if native else "float32"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether bf16 products are native (AVX-512 BF16 or AMX) rather than emulated."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
