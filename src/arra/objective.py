@@ -236,9 +236,12 @@ class Objective(nn.Module):
         with torch.no_grad():
             constant_D = F.normalize(feature.constant.to(dtype), dim=-1)
             own = torch.arange(batch.num_images, device=found_ED.device)
-            guess_E = (F.normalize(found_ED, dim=-1) @ global_ED.T).argmax(-1) if len(own) else own
+            with torch.autocast(own.device.type, enabled=False):
+                score_EE = F.normalize(found_ED, dim=-1) @ global_ED.T
+            guess_E = score_EE.argmax(-1) if len(own) else own
             extra = {
-                "gva_constant": ((1 - wanted_ND @ constant_D) * share_N).sum(),
+                # A sum of products, as in the loss: autocast would round a matrix product.
+                "gva_constant": ((1 - (wanted_ND * constant_D).sum(-1)) * share_N).sum(),
                 "retrieval": (guess_E == own).sum(),
             }
         return loss, extra

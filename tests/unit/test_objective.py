@@ -195,6 +195,22 @@ def test_centred_raw_constant_and_retrieval() -> None:
     assert terms.metrics["retrieval/clip"][0] == 1
 
 
+def test_autocast_rounds_no_metric() -> None:
+    """Features near a constant leave 1 - cos little more than bfloat16's rounding."""
+    batch = make_batch()
+    values = torch.randn(2, E_DIM, generator=torch.Generator().manual_seed(0)) / 10 + 1
+    constant = F.normalize(values, dim=-1).mean(0)
+    objective, table = Objective(D, [Target("clip", E_DIM)]), nn.Linear(D, V)
+    tap = hidden(batch, 1).float()
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            values_of = {"clip": Feature(values, torch.zeros(E_DIM), constant)}
+            terms = objective({1: tap}, tap, table, batch, values_of)
+        found.append(terms.metrics["gva_constant/clip"][0])
+    assert torch.equal(*found)
+
+
 def test_patch_targets_compare_each_cell_with_its_own_vector() -> None:
     batch = make_batch((2,))
     generator = torch.Generator().manual_seed(5)
