@@ -120,7 +120,7 @@ def from_rows(
         raise missing_column(str(path), "text", text_column, there)
     image_column = image_column_of(path, image_column, there)
     skip = {text_column, image_column, "id"}
-    columns = {key: _kind(rows, key, path.suffix) for key in there if key not in skip}
+    columns = {key: kind_of(rows, key, path.suffix) for key in there if key not in skip}
     entries = _entries(rows, path.parent, text_column, image_column, columns)
     fingerprint = digest("table", sha256_of(path), split, text_column, image_column)
     return FileSource(name, split, splits, entries, fingerprint, columns)
@@ -170,7 +170,7 @@ def _entries(
             entries.append(Reject(number, shown, reason))
             continue
         first_with[id_] = number
-        extra = {key: _cell(row.get(key), kind) for key, kind in columns.items()}
+        extra = {key: cell(row.get(key), kind) for key, kind in columns.items()}
         entries.append(Entry(id_, root / str(file), row[text_column], extra))
     return entries
 
@@ -235,7 +235,7 @@ def _read_csv(data: bytes, path: Path) -> list[dict[str, Any] | Reject]:
     return rows
 
 
-def _kind(rows: list[dict[str, Any] | Reject], key: str, suffix: str) -> type:
+def kind_of(rows: list[dict[str, Any] | Reject], key: str, suffix: str) -> type:
     """The type that holds every value of a column: bool, int, float or (for the rest) str."""
     values = [row[key] for row in rows if isinstance(row, dict) and row.get(key) is not None]
     if not values:
@@ -252,6 +252,6 @@ def _kind(rows: list[dict[str, Any] | Reject], key: str, suffix: str) -> type:
     return float if kinds <= {int, float} else str
 
 
-def _cell(value: object, kind: type) -> Scalar:
+def cell(value: object, kind: type) -> Scalar:
     cell = scalar(value, kind)
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell

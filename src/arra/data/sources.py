@@ -13,6 +13,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from arra.data.source_options import split_options
+
 Scalar = str | int | float | bool | None
 
 
@@ -104,8 +106,9 @@ def open_source(
     Args:
         spec: an image folder (metadata.jsonl or metadata.csv with `file_name`; or NAME.txt beside
             each image; or one folder per class), a Parquet file or a folder of them (image =
-            {bytes, path}), a JSONL or CSV file with paths relative to it, a hub id, or
-            `builtin:scenes` (`builtin:scenes:1-4` for one to four shapes).
+            {bytes, path}), a JSONL or CSV file with paths relative to it, a published layout
+            (source_layouts.py; docs/sources.md), a hub id, or `builtin:scenes`
+            (`builtin:scenes:1-4` for one to four shapes). Options follow as PATH?NAME=VALUE.
         split: which split; None takes `train`, or the only one; FIRST_SPLIT any.
         text_column: name of the caption's column.
         image_column: name of the image's column. Tables of paths also know `file_name` and `path`.
@@ -116,34 +119,18 @@ def open_source(
         FileNotFoundError: nothing is there.
         ValueError: no such split or column, or nothing readable; the message lists what there is.
     """
-    from arra.data import source_folders, source_parquet, source_tables
+    from arra.data import source_layouts
 
     name = str(spec)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, but must be at least 1")
     if name.startswith("builtin:"):
         return ScenesSource(name, split=split, limit=limit, seed=seed)
-    path = Path(name).expanduser()
-    source: Source
-    if path.is_dir():
-        if source_parquet.holds_parquet(path):
-            source = source_parquet.open_parquet(path, split, text_column, image_column, name)
-        else:
-            source = source_folders.open_folder(path, split, text_column, image_column, name)
-    elif path.is_file():
-        suffix = path.suffix.lower()
-        if suffix == ".parquet":
-            source = source_parquet.open_parquet(path, split, text_column, image_column, name)
-        elif suffix in source_tables.TABLE_SUFFIXES:
-            source = source_tables.open_table(path, split, text_column, image_column, name)
-        else:
-            raise ValueError(
-                f"{name} cannot be read as a source: files are .parquet, .jsonl or .csv"
-            )
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"source {name} does not exist: check the path")
-    else:
-        source = source_parquet.open_hub(name, split, text_column, image_column)
+    located, options = split_options(name)
+    path = Path(located).expanduser()
+    source = source_layouts.open_source_at(
+        path, located, split, text_column, image_column, name, options
+    )
     return source if limit is None else Rows(source, range(min(limit, len(source))))
 
 

@@ -1,0 +1,68 @@
+"""Which kind of source a folder or file is, told by its content."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from arra.data import source_folders, source_parquet, source_tables, source_webdataset
+from arra.data.source_options import check_options
+from arra.data.sources import Source
+
+
+def open_source_at(
+    path: Path,
+    located: str,
+    split: str | None,
+    text_column: str,
+    image_column: str,
+    name: str,
+    options: Mapping[str, str],
+) -> Source:
+    """Opens a folder, a file, or (where there is none) a hub id.
+
+    Args:
+        path, located: where it is, and that as the user wrote it.
+        split, text_column, image_column: as in `open_source`.
+        name: the source as named, with its options.
+        options: what stood behind `?`.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no such option, split or column, or nothing readable.
+    """
+    source = None
+    if path.exists():
+        source = _published(path, split, text_column, image_column, name, options)
+    if source is not None:
+        return source
+    check_options(name, options, {})
+    if path.is_dir():
+        if source_parquet.holds_parquet(path):
+            return source_parquet.open_parquet(path, split, text_column, image_column, name)
+        return source_folders.open_folder(path, split, text_column, image_column, name)
+    if path.is_file():
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            return source_parquet.open_parquet(path, split, text_column, image_column, name)
+        if suffix in source_tables.TABLE_SUFFIXES:
+            return source_tables.open_table(path, split, text_column, image_column, name)
+        raise ValueError(
+            f"{name} cannot be read as a source: files are .tar, .parquet, .jsonl or .csv"
+        )
+    if located.startswith((".", "/", "~")) or located.count("/") > 1:
+        raise FileNotFoundError(f"source {located} does not exist: check the path")
+    return source_parquet.open_hub(located, split, text_column, image_column)
+
+
+def _published(
+    path: Path,
+    split: str | None,
+    text_column: str,
+    image_column: str,
+    name: str,
+    options: Mapping[str, str],
+) -> Source | None:
+    """A source of a published layout; None if the path has none of them."""
+    if path.suffix.lower() == ".tar" if path.is_file() else source_webdataset.tar_files(path):
+        check_options(name, options, {})
+        return source_webdataset.open_webdataset(path, split, text_column, image_column, name)
+    return None
