@@ -198,6 +198,18 @@ def test_a_run_is_not_continued_with_other_settings(
 def test_impossible_settings_are_refused(config: TrainConfig, change: dict, words: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         train(replace(config, **change))
+    assert not Path(config.out).exists(), "the corrected command must not be another run's"
+
+
+def test_a_mistake_while_resuming_takes_nothing_back(config: TrainConfig) -> None:
+    train(config, stop_after=3)
+    file = max((Path(config.out) / "checkpoints").glob("step-*")) / "model.safetensors"
+    hidden = file.rename(Path(config.out) / "away")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        train(config)
+    hidden.rename(file)
+    train(config)
+    assert log_of(config.out)[-1]["step"] == STEPS
 
 
 def test_a_dataset_without_features_needs_weight_zero(

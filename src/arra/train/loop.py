@@ -20,7 +20,7 @@ from arra.train import checkpoint
 from arra.train.monitor import Monitor, Tally, log_line, print_line, write_run_card
 from arra.train.optim import alignment_factor, clip, learning_rate
 from arra.train.samples import paint_samples
-from arra.train.setup import Run, claim, manifest_hash, set_up
+from arra.train.setup import Run, claim, manifest_hash, set_up, unclaim
 
 
 def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
@@ -32,16 +32,20 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     started = time.monotonic()
     folder = Path(config.out)
     config = claim(config, folder)
-    with _deterministic(config):
-        run = set_up(config, folder)
-        last = latest_checkpoint(folder)
-        fresh: dict[str, Any] = {"step": 0, "tally": {}}
-        info = checkpoint.restore(last, run.state) if last else fresh
-        monitor = Monitor(folder, config, info["step"])
-        try:
-            _loop(run, monitor, info, min(config.steps, stop_after or config.steps))
-        finally:
-            monitor.close()
+    try:
+        with _deterministic(config):
+            run = set_up(config, folder)
+            last = latest_checkpoint(folder)
+            fresh: dict[str, Any] = {"step": 0, "tally": {}}
+            info = checkpoint.restore(last, run.state) if last else fresh
+            monitor = Monitor(folder, config, info["step"])
+            try:
+                _loop(run, monitor, info, min(config.steps, stop_after or config.steps))
+            finally:
+                monitor.close()
+    except (ValueError, OSError):
+        unclaim(folder)
+        raise
     manifest = run.loader.dataset.manifest
     encoders = {name: info.encoder for name, info in manifest.features.items()}
     seconds = time.monotonic() - started

@@ -1,6 +1,8 @@
 """From a config to everything that the loop holds: data, backbone, objective, optimizer."""
 
 import dataclasses
+import shutil
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +16,14 @@ from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_m
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import read_json, sha256_of, write_json
 from arra.image_tokenizers import load_image_tokenizer
-from arra.models.adapted import Adapter, BaseRecord
+from arra.models.adapted import OWN_BASE, Adapter, BaseRecord
 from arra.models.base import Backbone
-from arra.models.loading import PIPELINE, load_for_training, save_skeleton
+from arra.models.loading import (
+    PIPELINE,
+    latest_checkpoint,
+    load_for_training,
+    save_skeleton,
+)
 from arra.objective import Objective, Target, Terms
 from arra.resolve import resolve_folder
 from arra.train import checkpoint
@@ -116,7 +123,10 @@ def assemble(
     with a backbone that has no memory behind its tensors)."""
     backbone.to(device).model.train()
     if config.model.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # Newer transformers have another name for it, which 5.17 does not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = _objective(config, backbone, dataset).to(device)
     step = Step(backbone, objective)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
@@ -305,6 +315,21 @@ def claim(config: TrainConfig, folder: Path) -> TrainConfig:
         )
     torch.set_num_threads(run["threads"])
     return config
+
+
+def unclaim(folder: Path) -> None:
+    """Takes back what `claim` and `set_up` wrote, unless something was trained since.
+
+    After a mistake in its settings: the corrected command would be refused as another run's.
+    """
+    if latest_checkpoint(folder) is not None or (folder / "log.jsonl").exists():
+        return
+    for name in ("config.json", PIPELINE):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("model", "tokenizer", OWN_BASE, "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def manifest_hash(config: TrainConfig) -> str:
