@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from arra.data import source_folders, source_parquet, source_tables, source_webdataset
+from arra.data import source_coco, source_folders, source_parquet, source_tables, source_webdataset
 from arra.data.source_options import check_options
 from arra.data.sources import Source
 
@@ -65,4 +65,6 @@ def _published(
     if path.suffix.lower() == ".tar" if path.is_file() else source_webdataset.tar_files(path):
         check_options(name, options, {})
         return source_webdataset.open_webdataset(path, split, text_column, image_column, name)
+    if path.is_dir() and source_coco.caption_files(path):
+        return source_coco.open_coco(path, split, text_column, image_column, name, options)
     return None
