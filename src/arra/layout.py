@@ -47,6 +47,7 @@ class Text:
     """A stretch of text ids (the family's own: prompt wrapping and begin-of-text included)."""
 
     ids: tuple[int, ...]
+    ending: int = 0  # how many of the last ids close a prompt: they are never cut
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,8 @@ class Layout:
 
         Trained are all tokens of an image from begin to end, as in the released code's labels;
         text only with `train_text` (never the first token: nothing predicts it).
-        Beyond `max_length` the end of the longest text is cut, never an image.
+        Beyond `max_length` the end of the longest text is cut, never an image and never what closes
+        a prompt.
         """
         segments = self._truncate(segments, max_length)
         ids: list[int] = []
@@ -352,14 +354,16 @@ class Layout:
         kept = list(segments)
         if max_length is None:
             return kept
-        images = sum(self.image_length(s.height, s.width) for s in kept if isinstance(s, Image))
-        if images > max_length:
+        fixed = sum(
+            s.ending if isinstance(s, Text) else self.image_length(s.height, s.width) for s in kept
+        )
+        if fixed > max_length:
             raise ValueError(
-                f"the images alone need {images} tokens but the model takes {max_length}: use a "
+                f"the images alone need {fixed} tokens but the model takes {max_length}: use a "
                 f"smaller image size or a longer context"
             )
-        lengths = [len(s.ids) if isinstance(s, Text) else -1 for s in kept]
-        excess = images + sum(n for n in lengths if n > 0) - max_length
+        lengths = [len(s.ids) - s.ending if isinstance(s, Text) else -1 for s in kept]
+        excess = fixed + sum(n for n in lengths if n > 0) - max_length
         while excess > 0:
             longest = max(range(len(kept)), key=lengths.__getitem__)
             others = [n for i, n in enumerate(lengths) if i != longest]
@@ -367,7 +371,7 @@ class Layout:
             lengths[longest] -= cut
             excess -= cut
         return [
-            Text(s.ids[:n]) if isinstance(s, Text) else s
+            Text(s.ids[:n] + s.ids[len(s.ids) - s.ending :]) if isinstance(s, Text) else s
             for s, n in zip(kept, lengths, strict=True)
         ]
 

@@ -134,6 +134,17 @@ def test_a_long_caption_is_cut_and_an_image_never(name: str) -> None:
         layout.sample([Text((1,)), image(2, 2)], max_length=length - 1)
 
 
+def test_what_closes_a_prompt_is_never_cut() -> None:
+    layout = LAYOUTS["chameleon"]
+    prompt, answer = Text((*range(10, 20), 5, 6), ending=2), Text((20,) * 4)
+    sample = layout.sample([prompt, image(1, 1), answer], max_length=11)
+    assert sample.ids == [10, 11, 12, 5, 6, 1, 100, 2, 20, 20, 20]
+    sample = layout.sample([prompt, image(1, 1), answer], max_length=5)
+    assert sample.ids == [5, 6, 1, 100, 2]
+    with pytest.raises(ValueError, match="images alone need 5"):
+        layout.sample([prompt, image(1, 1)], max_length=4)
+
+
 def test_the_longest_text_is_cut_first() -> None:
     layout = LAYOUTS["chameleon"]
     sample = layout.sample(

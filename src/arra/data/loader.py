@@ -75,6 +75,7 @@ class Loader:
             raise ValueError(f"the dataset's split {dataset.split!r} has no rows to train on")
         self.captions = self._caption_column() if backbone.text_slots else None
         self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._ending = lru_cache(maxsize=64)(lambda grid: len(backbone.wrapping(grid)[1]))
         self._constants = {name: self._constant(name) for name in dataset.features}
 
     def step(self, step: int) -> list[MicroBatch]:
@@ -163,7 +164,8 @@ class Loader:
             if dropped:
                 condition = condition and self.backbone.without_prompt(condition, grid)
                 before = after = ""
-            prompt = self._text(before) if segments else Text(tuple(condition))
+            ending = min(len(condition), self._ending(grid))
+            prompt = self._text(before) if segments else Text(tuple(condition), ending)
             segments += [prompt, image, self._text(after)]
         return self.backbone.layout.sample(
             [s for s in segments if isinstance(s, Image) or s.ids],
