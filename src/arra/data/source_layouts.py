@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from arra.data import source_coco, source_folders, source_parquet, source_tables, source_webdataset
+from arra.data import (
+    source_coco,
+    source_conversations,
+    source_folders,
+    source_parquet,
+    source_tables,
+    source_webdataset,
+)
 from arra.data.source_options import check_options
 from arra.data.sources import Source
 
@@ -67,4 +74,8 @@ def _published(
         return source_webdataset.open_webdataset(path, split, text_column, image_column, name)
     if path.is_dir() and source_coco.caption_files(path):
         return source_coco.open_coco(path, split, text_column, image_column, name, options)
+    if path.is_file() and source_conversations.holds_conversations(path):
+        return source_conversations.open_conversations(
+            path, split, text_column, image_column, name, options
+        )
     return None
