@@ -158,13 +158,15 @@ def weights_sha256(backbone: Backbone) -> str:
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Makes `out` the folder of these settings, or refuses it."""
     file = out / SETTINGS
-    if not file.exists():
-        if out.is_dir() and any(out.glob("*.png")):
-            raise ValueError(
-                f"{out} holds pictures but no {SETTINGS}: choose another --out or remove them"
-            )
+    if not any(
+        out.glob("*.png")
+    ):  # settings that painted nothing, for a mistake in them, bind none
         write_json(file, settings)
         return
+    if not file.exists():
+        raise ValueError(
+            f"{out} holds pictures but no {SETTINGS}: choose another --out or remove them"
+        )
     before = read_json(file)
     changed = [
         name for name in settings if name not in NOT_COMPARED and before.get(name) != settings[name]

@@ -126,6 +126,12 @@ def test_other_weights_are_refused_and_a_moved_model_is_not(exported: Path, tmp_
         generate(config(moved, out))
 
 
+def test_a_mistake_that_painted_nothing_may_be_corrected(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="codes needs"):
+        generate(config(exported, tmp_path / "pics", grid=(90, 90)))
+    generate(config(exported, tmp_path / "pics"))
+
+
 def test_somebody_elses_pictures_are_left_alone(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"holds pictures but no settings\.json"):
