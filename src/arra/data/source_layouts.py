@@ -7,6 +7,7 @@ from arra.data import (
     source_coco,
     source_conversations,
     source_folders,
+    source_mimic,
     source_parquet,
     source_tables,
     source_webdataset,
@@ -74,6 +75,8 @@ def _published(
         return source_webdataset.open_webdataset(path, split, text_column, image_column, name)
     if path.is_dir() and source_coco.caption_files(path):
         return source_coco.open_coco(path, split, text_column, image_column, name, options)
+    if path.is_dir() and source_mimic.tables(path) is not None:
+        return source_mimic.open_mimic(path, split, text_column, image_column, name, options)
     if path.is_file() and source_conversations.holds_conversations(path):
         return source_conversations.open_conversations(
             path, split, text_column, image_column, name, options
