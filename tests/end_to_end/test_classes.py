@@ -84,6 +84,18 @@ def test_an_adapter_goes_on_with_a_class_painter(dataset: Path, tmp_path: Path) 
     assert moved == {name: "norm" not in name for name in moved}, "adapted or trained, but norms"
 
 
+def test_an_adapter_keeps_the_names_that_a_dataset_gives(dataset: Path, tmp_path: Path) -> None:
+    """A converted checkpoint numbers its classes: it holds the weights, but not the names."""
+    pytest.importorskip("peft")
+    trained(dataset, tmp_path / "start", "--align.weight", "0", "--optim.ema", "0")
+    model = load_model(tmp_path / "start").model
+    model.config.id2label = {i: str(i) for i in range(len(CLASSES))}
+    model.save_pretrained(tmp_path / "numbered")
+    command = ["train", "adapt", "--data", str(dataset), "--model", str(tmp_path / "numbered")]
+    assert main([*command, *TINY, "--out", str(tmp_path / "run"), "--lora.rank", "2"]) == 0
+    assert list(load_model(tmp_path / "run").model.config.id2label.values()) == list(CLASSES)
+
+
 def test_what_a_class_painter_cannot_gets_one_line(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,7 +143,12 @@ def _standing(spec: str, model: PreTrainedModel) -> str | None:
 
 
 def _holds(folder: Path, model: PreTrainedModel) -> bool:
-    """Whether the safetensors files of `folder` hold every parameter of `model`, value by value."""
+    """Whether `folder` holds every parameter of `model`, value by value, and its classes' names.
+
+    A dataset may have named the classes: the base must know what its prompts were called.
+    """
+    if type(model.config).from_pretrained(folder).id2label != model.config.id2label:
+        return False
     wanted = dict(model.named_parameters())
     found = set()
     for file in sorted(folder.glob("*.safetensors")):
