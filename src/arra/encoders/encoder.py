@@ -1,143 +1,158 @@
 """A frozen encoder E_F with its own preprocessing and the pooling that gives f_GF.
 
-Pooling, with what it means in each family (CLIP, DINOv2, ViT):
+Pooling, with what it means in the families (which has which: families.py, docs/encoders.md):
 
-- `class` (default): the class token. The paper (section 3.2) takes it from CLIP and BioMedCLIP. In
-  CLIP it is taken after the post layer norm, `pooler_output`; in DINOv2 and ViT it is the first
-  token after the final layer norm.
-- `projected`: CLIP only, the class token's image embedding in the space shared with text. The
-  released code of the paper aligns to this one, although the text names the class token.
-- `mean`: the mean over patch tokens of `last_hidden_state` (as the paper does for encoders without
-  a class token).
+- `class` (the default where there is one): the class token. The paper (section 3.2) takes it from
+  CLIP and BioMedCLIP. In CLIP it is taken after the post layer norm, `pooler_output`; in DINO, MAE
+  and ViT it is the first token after the final layer norm.
+- `projected`: the image embedding in the space shared with text: CLIP's and BioMedCLIP's class
+  token after the projection, SigLIP's attention-pooled vector. The released code of the paper
+  aligns to this one, although the text names the class token.
+- `mean` (the default where there is no class token): the mean over patch tokens of
+  `last_hidden_state` (as the paper does for encoders without a class token).
 - `both`: `class` and `mean`, concatenated.
+- `patch`: the patch tokens themselves, h*w a picture in raster order.
 
-Legend: N images, D feature width, H and W pixels the encoder sees, L tokens, d hidden width.
+Legend: N images, D feature width, H and W pixels the encoder sees, P patches.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import (
-    BitImageProcessorPil,
-    CLIPImageProcessorPil,
-    ConvNextImageProcessorPil,
-    DeiTImageProcessorPil,
-    PreTrainedModel,
-    ViTImageProcessorPil,
-)
+from torch import Tensor, nn
 
-from arra.encoders.families import SHAPING_KEYS, Family, family_of
-from arra.files import read_json
+from arra.encoders import open_clip, own
+from arra.encoders.families import SHAPING_KEYS, Family, Read, Tokens, family_of
+from arra.encoders.preprocessing import Pixels, open_preprocessing
 from arra.resolve import resolve_folder
 
-POOLINGS = ("class", "projected", "mean", "both")
-DEFAULT_POOLING = "class"
+POOLINGS = ("class", "projected", "mean", "both", "patch")
 
-PROCESSORS = {
-    "BitImageProcessor": BitImageProcessorPil,
-    "CLIPImageProcessor": CLIPImageProcessorPil,
-    "ConvNextImageProcessor": ConvNextImageProcessorPil,
-    "DeiTImageProcessor": DeiTImageProcessorPil,
-    "ViTImageProcessor": ViTImageProcessorPil,
-}
-"""By the name in preprocessor_config.json, always with Pillow: torchvision's resize gives other
-features, and transformers 5.17 has no AutoImageProcessor where torchvision is absent."""
+_SUFFIX = re.compile(rf"({'|'.join(POOLINGS)})(?::([1-9]\d*))?")
 
-_PROCESSOR_NAMES = ("image_processor_type", "feature_extractor_type", "processor_class")
+
+@dataclass(frozen=True)
+class _Opened:
+    """An encoder before it has a name and a device.
+
+    Attributes:
+        family: name of the architecture.
+        pooling: as in Encoder.
+        model: with every weight loaded.
+        pixels: the preprocessing.
+        features: (model, pixels (N, 3, H, W)) -> (N, D) or (N, P, D).
+        dim: D.
+        described: all that changes features without being a weight.
+    """
+
+    family: str
+    pooling: str
+    model: nn.Module
+    pixels: Pixels
+    features: Callable[[Any, Tensor], Tensor]
+    dim: int
+    described: dict[str, Any]
 
 
 class Encoder:
     """Maps a list of RGB images to features (N, D) float32, on the encoder's device.
 
+    With the pooling `patch` features are (N, P, D), P = h*w patches in raster order.
+
     Attributes:
         name: the last part of what was asked for, such as `clip-vit-large-patch14`.
         spec: what was asked for, without the pooling.
-        pooling: one of POOLINGS.
+        pooling: one of POOLINGS, with `:PIXELS` where an input size was asked for; `own` for a
+            user's own encoder. `load_encoder(spec, pooling)` gives the same encoder again.
         dim: D.
         family: name of the architecture.
         fingerprint: sha256 over weights, shape-free config values, preprocessing, pooling, family.
-        model: the frozen transformers model, in eval mode.
+        model: the frozen model, in eval mode; transformers' own, or the user's.
     """
 
-    def __init__(
-        self, spec: str, folder: Path, family: Family, pooling: str, device: torch.device | str
-    ) -> None:
-        self.spec, self.pooling, self.family = spec, pooling, family.name
+    def __init__(self, spec: str, opened: _Opened, device: torch.device | str) -> None:
+        self.spec, self.pooling, self.family = spec, opened.pooling, opened.family
         self.name = _short_name(spec)
+        self.dim = opened.dim
         self.device = torch.device(device)
-        model = family.load(folder, pooling == "projected")
-        self._processor = _load_processor(folder, family)
-        self.fingerprint = _fingerprint(model, folder, family, pooling)
-        model.to(self.device)  # type: ignore[arg-type]
-        self.model = model.eval().requires_grad_(False)
-        config = model.config
-        width = config.projection_dim if pooling == "projected" else config.hidden_size
-        self.dim = int(width) * (2 if pooling == "both" else 1)
-        self._first_patch = 1 + int(getattr(config, "num_register_tokens", 0))
+        self.pixels = opened.pixels
+        self.fingerprint = _fingerprint(opened)
+        self._features = opened.features
+        opened.model.to(self.device)
+        self.model: Any = opened.model.eval().requires_grad_(False)
+
+    pixels: Pixels
+    """What `preprocess` gives, still in main memory; may be called from several threads."""
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """Features (N, D) float32 of RGB images of any sizes."""
         return self.pool(self.preprocess(images))
 
-    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pixels (N, 3, H, W) float32 as the encoder's own preprocessor_config.json says."""
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pixels (N, 3, H, W) float32 as the encoder's own preprocessing says."""
         return self.pixels(images).to(self.device)
 
-    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """What `preprocess` gives, still in main memory; may be called from several threads."""
-        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return pixels.to(torch.float32)
-
-    def pool(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    def pool(self, pixels_NCHW: Tensor) -> Tensor:
         """Features (N, D) of preprocessed pixels. Differentiable with respect to the pixels."""
-        output = self.model(pixel_values=pixels_NCHW)
-        if self.pooling == "projected":
-            return output.image_embeds
-        hidden_NLd = output.last_hidden_state
-        if self.pooling == "mean":
-            return hidden_NLd[:, self._first_patch :].mean(dim=1)
-        class_Nd = output.pooler_output if self.family == "CLIP" else hidden_NLd[:, 0]
-        if self.pooling == "class":
-            return class_Nd
-        mean_Nd = hidden_NLd[:, self._first_patch :].mean(dim=1)
-        return torch.cat([class_Nd, mean_Nd], dim=-1)
+        return self._features(self.model, pixels_NCHW)
 
 
 def load_encoder(
-    spec: str | Path, pooling: str | None = None, device: torch.device | str = "cpu"
+    spec: str | Path,
+    pooling: str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    grids: bool = False,
 ) -> Encoder:
     """Loads a frozen encoder.
 
     Args:
-        spec: a folder, hub id or `builtin:NAME`, with an optional `@class|projected|mean|both`.
-        pooling: the same choice as an argument; `class` where neither is given.
+        spec: a folder, hub id or `builtin:NAME`, with an optional
+            `@class|projected|mean|both|patch[:PIXELS]`; or `module:function` (own.py). PIXELS is
+            a smaller input size, for SAM.
+        pooling: the same choice as an argument; the family's default where neither is given.
         device: where it computes.
+        grids: that the caller can take the features (N, P, D) of `patch`.
 
     Raises:
         FileNotFoundError: no config.json or preprocessor_config.json in the folder.
-        ValueError: nothing there, an unknown architecture, or a pooling the family does not have.
+        ValueError: nothing there, an unknown architecture, a pooling or size the family does not
+            have, or `patch` for a caller that takes one vector a picture.
     """
+    if pooling in (None, own.POOLING) and own.is_own(str(spec)):
+        return Encoder(str(spec), _open_own(str(spec)), device)
     bare, suffix = split_spec(str(spec))
+    if own.is_own(bare):
+        raise ValueError(f"encoder {bare} pools by itself: leave out {suffix or pooling!r}")
     if pooling is not None and suffix is not None and pooling != suffix:
         raise ValueError(f"encoder {spec} says @{suffix}, but pooling {pooling!r} is asked for")
-    chosen = pooling or suffix or DEFAULT_POOLING
-    if chosen not in POOLINGS:
-        raise ValueError(f"unknown pooling {chosen!r}; there is {', '.join(POOLINGS)}")
+    asked = pooling or suffix
+    matched = _SUFFIX.fullmatch(asked) if asked is not None else None
+    if asked is not None and matched is None:
+        raise ValueError(f"unknown pooling {asked!r}; there is {', '.join(POOLINGS)}")
+    chosen = matched[1] if matched else None
+    size = int(matched[2]) if matched and matched[2] else None
+    if chosen == "patch" and not grids:
+        raise ValueError(
+            f"encoder {bare}@patch gives a grid of vectors a picture, but one vector is needed "
+            f"here: use @class or @mean"
+        )
     folder = resolve_folder(bare, "encoder")
-    family = family_of(folder)
-    if chosen == "projected" and not family.projects:
-        raise ValueError(f"encoder {bare} ({family.name}) has no projection: use @class or @mean")
-    return Encoder(bare, folder, family, chosen, device)
+    if open_clip.is_open_clip(folder):
+        return Encoder(bare, _open_clip(bare, folder, chosen, size), device)
+    return Encoder(bare, _open_family(bare, folder, chosen, size), device)
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
-    """Splits `E@POOLING` into E and POOLING (None where there is no @).
+    """Splits `E@POOLING[:PIXELS]` into E and what follows the @ (None where there is no @).
 
     Raises:
         ValueError: something else than a pooling behind the @.
@@ -145,53 +160,152 @@ def split_spec(spec: str) -> tuple[str, str | None]:
     bare, at, suffix = spec.rpartition("@")
     if not at or "/" in suffix:  # an @ within a folder's path belongs to the path
         return spec, None
-    if suffix not in POOLINGS:
+    if _SUFFIX.fullmatch(suffix) is None:
         raise ValueError(f"encoder {spec}: @{suffix} is no pooling; there is {', '.join(POOLINGS)}")
     return bare, suffix
+
+
+# ---- kinds of encoders ---------------------------------------------------------------------------
+
+
+def _open_family(spec: str, folder: Path, asked: str | None, size: int | None) -> _Opened:
+    family = family_of(folder)
+    pooling = _chosen(spec, family.name, family.poolings, asked)
+    if size is not None and family.shrink is None:
+        raise _no_size(spec, family.name, size)
+    model = family.load(folder, pooling)
+    preprocessing = open_preprocessing(folder, family.processor, size)
+    if size is not None:
+        assert family.shrink is not None
+        family.shrink(model, size)
+    written = pooling if size is None else f"{pooling}:{size}"
+    described = {
+        "family": family.name,
+        "pooling": written,
+        "config": _shaping(model, family),
+        "processor": preprocessing.described,
+    }
+    return _Opened(
+        family.name,
+        written,
+        model,
+        preprocessing.pixels,
+        _pooled(family.read, pooling),
+        family.width(model, pooling) * (2 if pooling == "both" else 1),
+        described,
+    )
+
+
+def _open_clip(spec: str, folder: Path, asked: str | None, size: int | None) -> _Opened:
+    tower = open_clip.open_tower(folder)
+    if size is not None:
+        raise _no_size(spec, tower.name, size)
+    pooling = _chosen(spec, tower.name, open_clip.POOLINGS, asked)
+    config = tower.model.config.to_dict()
+    described = {
+        "family": tower.name,
+        "pooling": pooling,
+        "config": {key: config[key] for key in SHAPING_KEYS if key in config},
+        "processor": tower.preprocessing.described,
+    }
+    width = tower.projected if pooling == "projected" else config["hidden_size"]
+    return _Opened(
+        tower.name,
+        pooling,
+        tower.model,
+        tower.preprocessing.pixels,
+        _pooled(tower.read, pooling),
+        int(width) * (2 if pooling == "both" else 1),
+        described,
+    )
+
+
+def _open_own(spec: str) -> _Opened:
+    tower = own.open_own(spec)
+
+    def features(model: Any, pixels_NCHW: Tensor) -> Tensor:
+        features_ND = model(pixels_NCHW).to(torch.float32)
+        if features_ND.shape != (len(pixels_NCHW), tower.dim):
+            raise ValueError(
+                f"encoder {spec}: its model gave features {tuple(features_ND.shape)} for "
+                f"{len(pixels_NCHW)} images, not ({len(pixels_NCHW)}, {tower.dim})"
+            )
+        return features_ND
+
+    described = {"family": own.POOLING, "function": spec, "source": tower.source}
+    return _Opened(
+        own.POOLING, own.POOLING, tower.model, tower.pixels, features, tower.dim, described
+    )
+
+
+def _chosen(spec: str, family: str, poolings: tuple[str, ...], asked: str | None) -> str:
+    """What was asked for, or the family's default, which is its first."""
+    if asked is None:
+        return poolings[0]
+    if asked not in poolings:
+        what = {"projected": "projection", "patch": "patch grid", "mean": "patches"}
+        instead = " or ".join(f"@{name}" for name in poolings if name != "patch")
+        raise ValueError(
+            f"encoder {spec} ({family}) has no {what.get(asked, 'class token')}, so no @{asked}: "
+            f"use {instead}"
+        )
+    return asked
+
+
+def _no_size(spec: str, family: str, size: int) -> ValueError:
+    return ValueError(
+        f"encoder {spec} ({family}) has one input size, which its preprocessing says: leave out "
+        f":{size} (only SAM can be asked for a smaller one)"
+    )
+
+
+def _pooled(read: Read, pooling: str) -> Callable[[Any, Tensor], Tensor]:
+    def features(model: Any, pixels_NCHW: Tensor) -> Tensor:
+        return pool(read(model, pixels_NCHW), pooling)
+
+    return features
+
+
+def pool(tokens: Tokens, pooling: str) -> Tensor:
+    """Features (N, D) of N images' tokens, or (N, P, D) for `patch`."""
+    if pooling == "patch":
+        return tokens.patches_NPd
+    if pooling == "mean":
+        return tokens.patches_NPd.mean(dim=1)
+    if pooling == "projected":
+        assert tokens.projected_ND is not None
+        return tokens.projected_ND
+    assert tokens.class_Nd is not None
+    if pooling == "class":
+        return tokens.class_Nd
+    return torch.cat([tokens.class_Nd, tokens.patches_NPd.mean(dim=1)], dim=-1)
+
+
+# ---- names ---------------------------------------------------------------------------------------
 
 
 def _short_name(spec: str) -> str:
     if spec.startswith("builtin:"):
         return spec.removeprefix("builtin:")
+    if own.is_own(spec):
+        return spec.replace(":", "-")
     return Path(spec).expanduser().resolve().name if Path(spec).is_dir() else spec.split("/")[-1]
 
 
-def _load_processor(folder: Path, family: Family) -> Any:
-    config = _processor_config(folder)
-    named = config.get("image_processor_type") or config.get("feature_extractor_type")
-    kind = (named or family.processor).removesuffix("Fast")
-    kind = kind.replace("FeatureExtractor", "ImageProcessor")
-    if kind not in PROCESSORS:
-        raise ValueError(
-            f"encoder {folder} is preprocessed by {named}; supported are {', '.join(PROCESSORS)}"
-        )
-    return PROCESSORS[kind].from_pretrained(folder, local_files_only=True)
-
-
-def _processor_config(folder: Path) -> dict[str, Any]:
-    """The preprocessing as the folder's file says it; whole processors keep it one level down."""
-    if (folder / "preprocessor_config.json").is_file():
-        return read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        nested = read_json(folder / "processor_config.json").get("image_processor")
-        if nested:
-            return nested
-    raise FileNotFoundError(
-        f"encoder {folder} has no preprocessor_config.json: copy the one of its model there"
-    )
-
-
-def _fingerprint(model: PreTrainedModel, folder: Path, family: Family, pooling: str) -> str:
+def _shaping(model: Any, family: Family) -> dict[str, Any]:
     config = model.config.to_dict()
-    processor = _processor_config(folder)
-    described = {
-        "family": family.name,
-        "pooling": pooling,
-        "config": {key: config[key] for key in SHAPING_KEYS if key in config},
-        "processor": {k: v for k, v in processor.items() if k not in _PROCESSOR_NAMES},
-    }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    found = {key: config[key] for key in SHAPING_KEYS if key in config}
+    for path in family.shaping:
+        outer, _, inner = path.rpartition(".")
+        place = config[outer] if outer else config
+        if inner in place:
+            found[path] = place[inner]
+    return found
+
+
+def _fingerprint(opened: _Opened) -> str:
+    digest = hashlib.sha256(json.dumps(opened.described, sort_keys=True).encode())
+    for name, tensor in sorted(opened.model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -1,7 +1,9 @@
 """The architectures an encoder folder may hold, by the `model_type` of its config.json.
 
-Each is a transformers model whose last hidden state is (N, 1 + registers + patches, hidden): the
-class token first, then register tokens if the family has them, then the patches in raster order.
+Each is one of transformers' own models. What its output holds, and so which poolings there are, is
+said by the table FAMILIES at the end of this file.
+
+Legend: N images, L tokens, P patches (raster order), d hidden width, D feature width.
 """
 
 from collections.abc import Callable
@@ -10,18 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     Dinov2Model,
     Dinov2WithRegistersModel,
+    DINOv3ViTModel,
     PreTrainedModel,
+    Sam2VisionConfig,
+    Sam2VisionModel,
+    SamVisionConfig,
+    SamVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTMAEModel,
     ViTModel,
 )
-from transformers.utils import logging
 
+from arra.encoders.loading import from_folder
 from arra.files import read_json
 
 SHAPING_KEYS = (
@@ -36,6 +47,32 @@ SHAPING_KEYS = (
 )
 """Config values that change features without changing the shape of any weight."""
 
+WITH_CLASS_TOKEN = ("class", "mean", "both", "patch")
+WITH_PROJECTION = ("class", "mean", "both", "patch", "projected")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a vision tower says about N images.
+
+    Attributes:
+        patches_NPd: one vector a patch.
+        class_Nd: the class token, where there is one.
+        projected_ND: the embedding in the space shared with text, where it was asked for.
+    """
+
+    patches_NPd: Tensor
+    class_Nd: Tensor | None = None
+    projected_ND: Tensor | None = None
+
+
+Read = Callable[[Any, Tensor], Tokens]
+"""(model, pixels (N, 3, H, W)) -> its tokens."""
+
+
+def _hidden_size(model: Any, pooling: str) -> int:
+    return int(model.config.hidden_size)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -44,17 +81,44 @@ class Family:
     Attributes:
         name: as errors and fingerprints call it.
         processor: the image processor of folders that do not name theirs.
-        load: (folder, wants projection) -> model in float32, every weight from the file.
-        projects: whether it has a projection into a space shared with text.
+        load: (folder, pooling) -> model in float32, every weight from the file.
+        read: the model's tokens.
+        poolings: those it has; the first is the default.
+        width: (model, pooling) -> d, or D of `projected`.
+        shrink: lets the model see inputs of a smaller size; None: it has one size only.
+        shaping: further config values that change features without changing any shape; a dot leads
+            into a nested config.
     """
 
     name: str
     processor: str
-    load: Callable[[Path, bool], PreTrainedModel]
-    projects: bool = False
+    load: Callable[[Path, str], PreTrainedModel]
+    read: Read
+    poolings: tuple[str, ...] = WITH_CLASS_TOKEN
+    width: Callable[[Any, str], int] = _hidden_size
+    shrink: Callable[[Any, int], None] | None = None
+    shaping: tuple[str, ...] = ()
 
 
-def _load_clip(folder: Path, projection: bool) -> PreTrainedModel:
+# ---- class tokens --------------------------------------------------------------------------------
+
+
+def _load_plain(kind: Any) -> Callable[[Path, str], PreTrainedModel]:
+    return lambda folder, pooling: from_folder(kind, folder, {})
+
+
+def _load_vit(folder: Path, pooling: str) -> PreTrainedModel:
+    return from_folder(ViTModel, folder, {"add_pooling_layer": False})
+
+
+def _read_plain(model: Any, pixels_NCHW: Tensor) -> Tokens:
+    """Class token, then register tokens if the family has them, then patches."""
+    hidden_NLd = model(pixel_values=pixels_NCHW).last_hidden_state
+    first = 1 + int(getattr(model.config, "num_register_tokens", 0))
+    return Tokens(hidden_NLd[:, first:], hidden_NLd[:, 0])
+
+
+def _load_clip(folder: Path, pooling: str) -> PreTrainedModel:
     raw = read_json(folder / "config.json")
     if raw["model_type"] == "clip":
         vision = dict(raw.get("vision_config") or {})
@@ -64,64 +128,169 @@ def _load_clip(folder: Path, projection: bool) -> PreTrainedModel:
         config = CLIPVisionConfig.from_dict(vision)
     else:
         config = CLIPVisionConfig.from_dict(raw)
-    kind = CLIPVisionModelWithProjection if projection else CLIPVisionModel
+    kind = CLIPVisionModelWithProjection if pooling == "projected" else CLIPVisionModel
     return from_folder(kind, folder, {"config": config})
 
 
-def _load_vit(folder: Path, projection: bool) -> PreTrainedModel:
-    return from_folder(ViTModel, folder, {"add_pooling_layer": False})
+def _read_clip(model: Any, pixels_NCHW: Tensor) -> Tokens:
+    """Of either class of transformers: with the projection, or with the class token."""
+    output = model(pixel_values=pixels_NCHW)
+    patches_NPd = output.last_hidden_state[:, 1:]
+    if isinstance(model, CLIPVisionModelWithProjection):
+        return Tokens(patches_NPd, projected_ND=output.image_embeds)
+    return Tokens(patches_NPd, output.pooler_output)
 
 
-def _load_dinov2(folder: Path, projection: bool) -> PreTrainedModel:
-    return from_folder(Dinov2Model, folder, {})
+def _clip_width(model: Any, pooling: str) -> int:
+    config = model.config
+    return int(config.projection_dim if pooling == "projected" else config.hidden_size)
 
 
-def _load_dinov2_with_registers(folder: Path, projection: bool) -> PreTrainedModel:
-    return from_folder(Dinov2WithRegistersModel, folder, {})
-
-
-def from_folder(kind: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
-    """from_pretrained that reads safetensors only and refuses weights left at random."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # the unused text tower would be reported key by key
-    logging.disable_progress_bar()
-    try:
-        model, info = kind.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"encoder {folder} has no readable safetensors weights ({reason})"
-        ) from None
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"encoder {folder} does not fit its config.json ({reason})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"encoder {folder} lacks {len(missing)} weights, {missing[0]} among them: "
-            f"it is not a complete {kind.__name__}"
-            + (" (pool with @class instead)" if "visual_projection.weight" in missing else "")
-        )
+def _load_mae(folder: Path, pooling: str) -> PreTrainedModel:
+    model = from_folder(ViTMAEModel, folder, {})
+    model.config.mask_ratio = 0.0  # the class would hide three quarters of the patches
     return model
 
 
+def _read_mae(model: Any, pixels_NCHW: Tensor) -> Tokens:
+    # The class sorts the patches by this noise also when it hides none: counting keeps their order.
+    count = model.embeddings.patch_embeddings.num_patches
+    order_NP = torch.arange(count, device=pixels_NCHW.device).expand(len(pixels_NCHW), -1)
+    hidden_NLd = model(pixel_values=pixels_NCHW, noise=order_NP).last_hidden_state
+    assert hidden_NLd.shape[1] == 1 + count
+    return Tokens(hidden_NLd[:, 1:], hidden_NLd[:, 0])
+
+
+# ---- without a class token -----------------------------------------------------------------------
+
+
+def _load_siglip(folder: Path, pooling: str) -> PreTrainedModel:
+    raw = _vision_part(folder)
+    config = SiglipVisionConfig.from_dict(raw)
+    if pooling == "projected" and not raw.get("vision_use_head", True):
+        raise ValueError(f"encoder {folder} (SigLIP) was saved without its head: use @mean")
+    return from_folder(SiglipVisionModel, folder, {"config": config})
+
+
+def _read_siglip(model: Any, pixels_NCHW: Tensor) -> Tokens:
+    """Its head pools by attention; the result is what is compared with text."""
+    output = model(pixel_values=pixels_NCHW)
+    return Tokens(output.last_hidden_state, projected_ND=output.pooler_output)
+
+
+def _load_sam(folder: Path, pooling: str) -> PreTrainedModel:
+    config = SamVisionConfig.from_dict(_vision_part(folder))
+    return from_folder(SamVisionModel, folder, {"config": config})
+
+
+def _read_sam(model: Any, pixels_NCHW: Tensor) -> Tokens:
+    """The image embedding that SAM's decoder sees: after the neck."""
+    return Tokens(_raster(model(pixel_values=pixels_NCHW).last_hidden_state))
+
+
+def _shrink_sam(model: Any, size: int) -> None:
+    """Absolute positions by bicubic interpolation; relative ones follow in transformers' class."""
+    encoder, patch = model.vision_encoder, int(model.config.patch_size)
+    native = int(model.config.image_size)
+    if size % patch or not patch <= size <= native:
+        raise ValueError(
+            f"SAM sees squares of {native} pixels, or smaller ones in multiples of {patch}; "
+            f"{size} is none"
+        )
+    if encoder.pos_embed is not None:
+        position_1dhw = encoder.pos_embed.detach().permute(0, 3, 1, 2)
+        smaller_1dhw = F.interpolate(
+            position_1dhw, (size // patch, size // patch), mode="bicubic", antialias=False
+        )
+        encoder.pos_embed = torch.nn.Parameter(smaller_1dhw.permute(0, 2, 3, 1).contiguous())
+    encoder.patch_embed.image_size = (size, size)
+
+
+def _load_sam2(folder: Path, pooling: str) -> PreTrainedModel:
+    config = Sam2VisionConfig.from_dict(_vision_part(folder))
+    return from_folder(
+        Sam2VisionModel, folder, {"config": config, "key_mapping": {"^vision_encoder.": ""}}
+    )
+
+
+def _read_sam2(model: Any, pixels_NCHW: Tensor) -> Tokens:
+    """The coarsest level of the pyramid: the image embedding before SAM 2 adds its memory."""
+    return Tokens(_raster(model(pixel_values=pixels_NCHW).fpn_hidden_states[-1]))
+
+
+def _raster(grid_NDhw: Tensor) -> Tensor:
+    return grid_NDhw.flatten(2).transpose(1, 2)
+
+
+def _vision_part(folder: Path) -> dict[str, Any]:
+    """config.json of a vision tower alone, or the vision part of a whole model's."""
+    raw = read_json(folder / "config.json")
+    return dict(raw.get("vision_config") or {}) if "vision" not in raw["model_type"] else raw
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+_CLIP = Family(
+    "CLIP", "CLIPImageProcessor", _load_clip, _read_clip, WITH_PROJECTION, width=_clip_width
+)
+_SIGLIP = Family(
+    "SigLIP",
+    "SiglipImageProcessor",
+    _load_siglip,
+    _read_siglip,
+    ("mean", "projected", "patch"),
+)
+_SAM = Family(
+    "SAM",
+    "SamImageProcessor",
+    _load_sam,
+    _read_sam,
+    ("mean", "patch"),
+    width=lambda model, pooling: int(model.config.output_channels),
+    shrink=_shrink_sam,
+    shaping=("use_abs_pos", "use_rel_pos", "window_size", "global_attn_indexes"),
+)
+_SAM2_BACKBONE = (
+    *("hidden_act", "layer_norm_eps", "num_attention_heads_per_stage", "blocks_per_stage"),
+    *("window_size_per_stage", "global_attention_blocks", "num_query_pool_stages"),
+    *("query_stride", "patch_stride", "patch_padding"),
+)
+_SAM2 = Family(
+    "SAM2",
+    "Sam2ImageProcessor",
+    _load_sam2,
+    _read_sam2,
+    ("mean", "patch"),
+    width=lambda model, pooling: int(model.config.fpn_hidden_size),
+    shaping=(
+        "fpn_top_down_levels",
+        *(f"backbone_config.{key}" for key in _SAM2_BACKBONE),
+    ),
+)
+
 FAMILIES: dict[str, Family] = {
-    "clip": Family("CLIP", "CLIPImageProcessor", _load_clip, projects=True),
-    "clip_vision_model": Family("CLIP", "CLIPImageProcessor", _load_clip, projects=True),
-    "dinov2": Family("DINOv2", "BitImageProcessor", _load_dinov2),
-    "dinov2_with_registers": Family("DINOv2", "BitImageProcessor", _load_dinov2_with_registers),
-    "vit": Family("ViT", "ViTImageProcessor", _load_vit),
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "dinov2": Family("DINOv2", "BitImageProcessor", _load_plain(Dinov2Model), _read_plain),
+    "dinov2_with_registers": Family(
+        "DINOv2", "BitImageProcessor", _load_plain(Dinov2WithRegistersModel), _read_plain
+    ),
+    "dinov3_vit": Family(
+        "DINOv3",
+        "DINOv3ViTImageProcessor",
+        _load_plain(DINOv3ViTModel),
+        _read_plain,
+        shaping=("rope_theta", "rope_parameters", "use_gated_mlp"),
+    ),
+    "sam": _SAM,
+    "sam_vision_model": _SAM,
+    "sam2": _SAM2,
+    "sam2_video": _SAM2,
+    "sam2_vision_model": _SAM2,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "vit": Family("ViT", "ViTImageProcessor", _load_vit, _read_plain),
+    "vit_mae": Family("MAE", "ViTImageProcessor", _load_mae, _read_mae),
 }
 
 

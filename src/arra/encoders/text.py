@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from arra.encoders.caption_cleaning import clean_caption
-from arra.encoders.families import from_folder
+from arra.encoders.loading import from_folder
 from arra.files import read_json
 from arra.resolve import resolve_folder
 

@@ -160,8 +160,8 @@ def test_fingerprint(built, tmp_path, images):
     path.write_text(json.dumps({**raw, "image_processor_type": "ViTImageProcessorFast"}))
     assert load_encoder(tmp_path / "copy").fingerprint == first
 
-    path.write_text(json.dumps({**raw, "image_processor_type": "SamImageProcessor"}))
-    with pytest.raises(ValueError, match=r"by SamImageProcessor; supported are Bit"):
+    path.write_text(json.dumps({**raw, "image_processor_type": "EfficientNetImageProcessor"}))
+    with pytest.raises(ValueError, match=r"by EfficientNetImageProcessor; supported are Bit"):
         load_encoder(tmp_path / "copy")
     path.write_text(json.dumps({k: v for k, v in raw.items() if k != "image_processor_type"}))
     assert load_encoder(tmp_path / "copy").fingerprint == first
