@@ -6,6 +6,7 @@ from pathlib import Path
 from arra.data import (
     source_coco,
     source_conversations,
+    source_deepeyenet,
     source_folders,
     source_mimic,
     source_parquet,
@@ -54,7 +55,8 @@ def open_source_at(
         if suffix in source_tables.TABLE_SUFFIXES:
             return source_tables.open_table(path, split, text_column, image_column, name)
         raise ValueError(
-            f"{name} cannot be read as a source: files are .tar, .parquet, .jsonl or .csv"
+            f"{name} cannot be read as a source: files are .json with conversations, .tar, .tsv, "
+            f".parquet, .jsonl or .csv; name the folder of other layouts"
         )
     if located.startswith((".", "/", "~")) or located.count("/") > 1:
         raise FileNotFoundError(f"source {located} does not exist: check the path")
@@ -77,6 +79,9 @@ def _published(
         return source_coco.open_coco(path, split, text_column, image_column, name, options)
     if path.is_dir() and source_mimic.tables(path) is not None:
         return source_mimic.open_mimic(path, split, text_column, image_column, name, options)
+    if path.is_dir() and source_deepeyenet.description_files(path):
+        check_options(name, options, {})
+        return source_deepeyenet.open_deepeyenet(path, split, text_column, image_column, name)
     if path.is_file() and source_conversations.holds_conversations(path):
         return source_conversations.open_conversations(
             path, split, text_column, image_column, name, options

@@ -1,4 +1,4 @@
-"""Sources made of image files that a JSONL or CSV table lists."""
+"""Sources made of image files that a JSONL, CSV or TSV table lists."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from arra.data.sources import (
 )
 from arra.files import sha256_of
 
-TABLE_SUFFIXES = (".jsonl", ".csv")
+TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
 PATH_COLUMNS = ("file_name", "path", "image_path")
 """Looked for when the image column has its default name and the table does not have it."""
 
@@ -97,7 +97,7 @@ def _sidecar(image: Path) -> str | Reject:
 def open_table(
     path: Path, split: str | None, text_column: str, image_column: str, name: str
 ) -> FileSource:
-    """A JSONL or CSV file with one image path and one caption per row, paths relative to it."""
+    """A JSONL, CSV or TSV file: an image path, relative to it, and a caption per row."""
     only = split_of(path.stem) or "train"
     chosen = pick_split(name, (only,), split)
     rows = read_table(path)
@@ -194,7 +194,7 @@ def bad_path(file: object) -> str | None:
 
 
 def read_table(path: Path) -> list[dict[str, Any] | Reject]:
-    """The rows of a JSONL or CSV file; lines that cannot be read become rejects."""
+    """The rows of a JSONL, CSV or TSV file; lines that cannot be read become rejects."""
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     return _read_jsonl(data) if path.suffix.lower() == ".jsonl" else _read_csv(data, path)
 
@@ -221,17 +221,20 @@ def _read_jsonl(data: bytes) -> list[dict[str, Any] | Reject]:
 
 def _read_csv(data: bytes, path: Path) -> list[dict[str, Any] | Reject]:
     # Undecodable bytes become lone surrogates, so that one bad caption costs one row, not the file.
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+    text = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
+    tabs = path.suffix.lower() == ".tsv"
+    reader = csv.DictReader(text, delimiter="\t" if tabs else ",")
     rows: list[dict[str, Any] | Reject] = []
     try:
         for row in reader:
             if None in row:
-                reason = f"line {reader.line_num} has more fields than the header: quote commas"
+                mark = "tabs" if tabs else "commas"
+                reason = f"line {reader.line_num} has more fields than the header: quote {mark}"
                 rows.append(Reject(-1, None, reason))
             else:
                 rows.append({key: value if value != "" else None for key, value in row.items()})
     except csv.Error as error:
-        raise ValueError(f"{path} is not a readable CSV file ({error})") from None
+        raise ValueError(f"{path} is not a readable table ({error})") from None
     return rows
 
 
@@ -240,7 +243,7 @@ def kind_of(rows: list[dict[str, Any] | Reject], key: str, suffix: str) -> type:
     values = [row[key] for row in rows if isinstance(row, dict) and row.get(key) is not None]
     if not values:
         return str
-    if suffix.lower() == ".csv":
+    if suffix.lower() in (".csv", ".tsv"):
         if all(_INTEGER.fullmatch(value) for value in values):
             return int
         return float if all(_NUMBER.fullmatch(value) for value in values) else str
