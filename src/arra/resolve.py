@@ -13,13 +13,16 @@ BUILTIN = {
 }
 
 
-def resolve_folder(spec: str | Path, what: str, *, weights: bool = True) -> Path:
+def resolve_folder(
+    spec: str | Path, what: str, *, weights: bool = True, also: tuple[str, ...] = ()
+) -> Path:
     """The folder that holds `spec`.
 
     Args:
         spec: a local folder, a Hugging Face hub id, or `builtin:NAME`.
         what: "model", "image tokenizer" or "encoder"; used to find bundled parts and in errors.
         weights: False = of a hub id only configs and tokenizers are fetched.
+        also: further files to fetch of a hub id, where it has them.
 
     Raises:
         ValueError: an unknown builtin, a hub id that cannot be had, or a damaged bundled part.
@@ -34,14 +37,14 @@ def resolve_folder(spec: str | Path, what: str, *, weights: bool = True) -> Path
         raise ValueError(f"{path} is a file, but a {what} is a folder with a config.json")
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"{what} {name!r} is neither an existing folder nor a hub id OWNER/NAME")
-    return _from_hub(name, what, weights)
+    return _from_hub(name, what, weights, also)
 
 
-def _from_hub(name: str, what: str, weights: bool) -> Path:
+def _from_hub(name: str, what: str, weights: bool, also: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else []), *also]
     remedy = (
         f"Download it where there is a network and pass the folder that holds its config.json, "
         f"*.safetensors, preprocessor and tokenizer files instead of {name!r}"

@@ -147,6 +147,7 @@ def load_encoder(
         )
     folder = resolve_folder(bare, "encoder")
     if open_clip.is_open_clip(folder):
+        folder = resolve_folder(bare, "encoder", also=open_clip.PUBLISHED)
         return Encoder(bare, _open_clip(bare, folder, chosen, size), device)
     return Encoder(bare, _open_family(bare, folder, chosen, size), device)
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
-from arra.encoders.families import WITH_PROJECTION, Read, Tokens
+from arra.encoders.families import FAMILIES, WITH_PROJECTION, Read, Tokens
 from arra.encoders.loading import from_tensors
 from arra.encoders.preprocessing import Preprocessing, open_clip_pixels
 from arra.files import read_json
@@ -97,7 +97,10 @@ class Tower:
 
 def is_open_clip(folder: Path) -> bool:
     """Whether a folder is to be read as open_clip's; transformers' format goes before it."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    if not (folder / CONFIG).is_file():
+        return False
+    other = folder / "config.json"
+    return not other.is_file() or read_json(other).get("model_type") not in FAMILIES
 
 
 def open_tower(folder: Path) -> Tower:
