@@ -16,7 +16,7 @@ Legend: B sequences, T tokens of a padded sequence, N listed positions, S decode
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,10 @@ POSITION_SETS = ("hybnext", "holding", "rep", "all", "last")
 extra token before an image (the paper's ablation). all: every position of the image's span,
 separators too. last: the position that holds the last code, the first to have seen the image whole.
 """
+
+Place = tuple[int, int]
+"""(which image of the sample, which raster cell), with -1 for none."""
+NOWHERE: Place = (-1, -1)
 
 Style = Literal["grid", "chameleon", "lumina", "written"]
 
@@ -67,56 +71,12 @@ class Image:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence without padding. Lists have one entry per token; -1 means 'not in the set'."""
+    """One sequence without padding. Lists have one entry per token."""
 
     ids: list[int]
     trained: list[bool]  # x_t is a label (of position t - 1)
-    image_of: dict[str, list[int]]  # position set -> image index within the sample
-    cell_of: dict[str, list[int]]  # position set -> raster cell
+    sets: dict[str, list[Place]]  # position set -> where in an image each position belongs
     num_images: int
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Captions as a text encoder's vectors, for models whose prompt is not made of token ids.
-
-    They fill the first N positions of each row, whose ids are the family's placeholders. In
-    painting, padding may stand before a row.
-    """
-
-    values_BND: Tensor  # left-padded
-    mask_BN: Tensor  # bool, False on padding
-    dropped_B: Tensor  # bool: the model puts its learned null caption in place of the values
-
-    @staticmethod
-    def of(
-        captions: Sequence[Tensor | None], dropped: Sequence[bool], slots: int, width: int
-    ) -> "TextFeatures":
-        """Captions on the left of whose features stands padding, as LlamaGen has it.
-
-        A dropped caption keeps its mask (FoundationVision/LlamaGen ce98ec4, models/generate.py).
-
-        Args:
-            captions: features (n, width) of each; the end of one that is longer than `slots` is
-                cut. None: there is no caption. That is the null caption under the mask of an empty
-                text, which is one token, the end.
-            dropped: for each, whether the null caption takes its place.
-        """
-        values_BND = torch.zeros(len(captions), slots, width)
-        mask_BN = torch.zeros(len(captions), slots, dtype=torch.bool)
-        for row, caption_nD in enumerate(captions):
-            count = 1 if caption_nD is None else min(len(caption_nD), slots)
-            mask_BN[row, slots - count :] = True
-            if caption_nD is not None:
-                values_BND[row, slots - count :] = caption_nD[:count]
-        null = [d or c is None for d, c in zip(dropped, captions, strict=True)]
-        return TextFeatures(values_BND, mask_BN, torch.tensor(null, dtype=torch.bool))
-
-    def to(self, device: torch.device | str) -> "TextFeatures":
-        """The same features on `device`."""
-        return TextFeatures(
-            self.values_BND.to(device), self.mask_BN.to(device), self.dropped_B.to(device)
-        )
 
 
 @dataclass(frozen=True)
@@ -126,12 +86,6 @@ class Positions:
     flat_N: Tensor  # index into the flattened (B*T) positions
     image_N: Tensor  # which image of the batch
     cell_N: Tensor  # which raster cell of it; -1 where the set has no cell (rep, all)
-
-    def mask(self, shape: tuple[int, int]) -> Tensor:
-        """The set as a boolean mask of `shape` (B, T)."""
-        mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
-        mask[self.flat_N.cpu()] = True
-        return mask.view(shape)
 
 
 @dataclass(frozen=True)
@@ -155,14 +109,10 @@ class Batch:
             name: Positions(p.flat_N.to(device), p.image_N.to(device), p.cell_N.to(device))
             for name, p in self.positions.items()
         }
-        return Batch(
-            self.ids_BT.to(device),
-            self.attention_BT.to(device),
-            self.labels_BT.to(device),
-            self.trained_N.to(device),
-            moved,
-            self.num_images,
+        ids, attention, labels, trained = (
+            t.to(device) for t in (self.ids_BT, self.attention_BT, self.labels_BT, self.trained_N)
         )
+        return Batch(ids, attention, labels, trained, moved, self.num_images)
 
 
 @dataclass(frozen=True)
@@ -306,39 +256,35 @@ class Layout:
         Beyond `max_length` the end of the longest text is cut, never an image and never what closes
         a prompt.
         """
-        segments = self._truncate(segments, max_length)
         ids: list[int] = []
         trained: list[bool] = []
-        holder: list[tuple[int, int]] = []  # (image, cell) of each token, -1 where none
-        rep_of: list[int] = []
-        span_of: list[int] = []
+        holding: list[Place] = []
+        rep: list[Place] = []
+        spanned: list[Place] = []
         num_images = 0
-        for segment in segments:
+        for segment in self._truncate(segments, max_length):
             if isinstance(segment, Text):
-                tokens, cells, count = list(segment.ids), [-1] * len(segment.ids), len(segment.ids)
-                trained += [train_text] * count
-                holder += [(-1, -1)] * count
-                rep_of += [-1] * count
-                span_of += [-1] * count
-            else:
-                tokens, cells = self._tokens(segment.height, segment.width)
-                tokens = [
-                    self._code_token(segment.codes[cell]) if cell >= 0 else token
-                    for token, cell in zip(tokens, cells, strict=True)
-                ]
-                if self.rep is not None:
-                    tokens, cells = [self.rep, *tokens], [-1, *cells]
-                    trained.append(False)
-                trained += [True] * (len(tokens) - (self.rep is not None))
-                holder += [(num_images if cell >= 0 else -1, cell) for cell in cells]
-                is_rep = [self.rep is not None, *([False] * (len(tokens) - 1))]
-                rep_of += [num_images if r else -1 for r in is_rep]
-                span_of += [num_images] * len(tokens)
-                num_images += 1
-            ids += tokens
+                ids += segment.ids
+                nowhere = [NOWHERE] * len(segment.ids)
+                trained += [train_text] * len(nowhere)
+                holding, rep, spanned = holding + nowhere, rep + nowhere, spanned + nowhere
+                continue
+            here = (num_images, -1)
+            if self.rep is not None:
+                ids.append(self.rep)
+                trained.append(False)
+                holding, rep, spanned = [*holding, NOWHERE], [*rep, here], [*spanned, here]
+            tokens, cells = self._tokens(segment.height, segment.width)
+            for token, cell in zip(tokens, cells, strict=True):
+                ids.append(token if cell < 0 else self._code_token(segment.codes[cell]))
+                holding.append(NOWHERE if cell < 0 else (num_images, cell))
+            trained += [True] * len(tokens)
+            rep += [NOWHERE] * len(tokens)
+            spanned += [here] * len(tokens)
+            num_images += 1
         if trained:
             trained[0] = False
-        return Sample(ids, trained, *_position_sets(holder, rep_of, span_of), num_images)
+        return Sample(ids, trained, _position_sets(holding, rep, spanned), num_images)
 
     def _code_token(self, code: int) -> int:
         if not 0 <= code < len(self.code_ids):
@@ -383,8 +329,7 @@ class Layout:
         Images are numbered through the batch in order, so that row i of a target tensor belongs to
         image i.
         """
-        length = max(len(s.ids) for s in samples)
-        length = max(length, pad_to or 0)
+        length = max(pad_to or 0, *(len(s.ids) for s in samples))
         ids = torch.full((len(samples), length), self.pad)
         labels = torch.full((len(samples), length), IGNORE)
         attention = torch.zeros(len(samples), length, dtype=torch.bool)
@@ -397,12 +342,11 @@ class Layout:
             attention[row, :n] = True
             predicted = torch.tensor(sample.trained[1:], dtype=torch.bool)
             labels[row, : n - 1] = torch.where(predicted, row_ids[1:], IGNORE)
-            for name in POSITION_SETS:
-                images, cells = sample.image_of[name], sample.cell_of[name]
+            for name, places in sample.sets.items():
                 listed[name] += [
-                    (row * length + t, first_image + images[t], cells[t])
-                    for t in range(n)
-                    if images[t] >= 0
+                    (row * length + t, first_image + image, cell)
+                    for t, (image, cell) in enumerate(places)
+                    if image >= 0
                 ]
             first_image += sample.num_images
         positions = {
@@ -415,21 +359,12 @@ class Layout:
     # ---- storage --------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """JSON for pipeline.json. Consecutive code ids are written as their first."""
-        value: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                *("style", "pad", "begin", "end", "row_end"),
-                *("first_size", "num_sizes", "size_unit", "rep"),
-            )
+        """JSON for pipeline.json: what this format has. Consecutive code ids are a range."""
+        value = {
+            part.name: getattr(self, part.name)
+            for part in fields(self)
+            if getattr(self, part.name) != part.default
         }
-        written = {name: getattr(self, name) for name in ("times", "grid_begin", "grid_end")}
-        if self.digits is not None:
-            value |= {"digits": list(self.digits), **written}
-        if self.closing is not None:
-            value["closing"] = self.closing
-        if self.wording:
-            value["wording"] = self.wording
         first, count = self.code_ids[0], len(self.code_ids)
         consecutive = self.code_ids == tuple(range(first, first + count))
         value["code_ids"] = {"first": first, "count": count} if consecutive else list(self.code_ids)
@@ -438,43 +373,28 @@ class Layout:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Layout":
         """The inverse of `to_json`."""
-        fields = dict(value)
-        codes = fields.pop("code_ids")
+        parts, codes = dict(value), value["code_ids"]
         if isinstance(codes, Mapping):
             codes = range(codes["first"], codes["first"] + codes["count"])
-        digits = fields.pop("digits", None)
-        return Layout(
-            code_ids=tuple(codes), digits=None if digits is None else tuple(digits), **fields
-        )
+        if value.get("digits") is not None:
+            parts["digits"] = tuple(value["digits"])
+        return Layout(**{**parts, "code_ids": tuple(codes)})
 
 
 def _position_sets(
-    holder: list[tuple[int, int]], rep_of: list[int], span_of: list[int]
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    holding: list[Place], rep: list[Place], spanned: list[Place]
+) -> dict[str, list[Place]]:
     """From 'which image and cell does x_t hold' to the five position sets."""
-    none = [-1] * len(holder)
-    last_cell: dict[int, int] = {}
-    for image, cell in holder:
-        if image >= 0:
-            last_cell[image] = cell
-    is_last = [image >= 0 and cell == last_cell[image] for image, cell in holder]
-    following = [*holder[1:], (-1, -1)][: len(holder)]
-    image_of = {
-        "hybnext": [image for image, _ in following],
-        "holding": [image for image, _ in holder],
-        "rep": rep_of,
-        "all": span_of,
-        "last": [h[0] if last else -1 for h, last in zip(holder, is_last, strict=True)],
-    }
-    cell_of = {
-        "hybnext": [cell for _, cell in following],
-        "holding": [cell for _, cell in holder],
-        "rep": none,
-        "all": none,
-        "last": [h[1] if last else -1 for h, last in zip(holder, is_last, strict=True)],
-    }
-    for image in last_cell:
-        assert image_of["hybnext"].count(image) == last_cell[image] + 1, (
+    last = {image: cell for image, cell in holding if image >= 0}  # cells come in raster order
+    hybnext = [*holding[1:], NOWHERE][: len(holding)]
+    for image, cell in last.items():
+        assert sum(image == i for i, _ in hybnext) == cell + 1, (
             "an image must have exactly h*w positions that predict a code: does text precede it?"
         )
-    return image_of, cell_of
+    return {
+        "hybnext": hybnext,
+        "holding": holding,
+        "rep": rep,
+        "all": spanned,
+        "last": [place if last.get(place[0]) == place[1] else NOWHERE for place in holding],
+    }

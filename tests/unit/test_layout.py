@@ -12,6 +12,11 @@ LAYOUTS = {
     "lumina": Layout(
         "lumina", CODES, pad=0, begin=1, end=2, row_end=3, first_size=50, num_sizes=9, size_unit=2
     ),
+    "closing": Layout(
+        *("lumina", CODES, 0, 1, 2, 3, 50, 9),
+        closing=6,
+        wording="{width} by {height}: ",
+    ),
     "rep": Layout("chameleon", CODES, pad=0, begin=1, end=2, rep=9),
     "written": Layout(
         *("written", CODES, 0, 1, 2, 3),
@@ -57,7 +62,7 @@ def test_lumina_sequence_is_the_released_format() -> None:
     expected = [7, 1, 51, 52, 100, 101, 102, 103, 3, 104, 105, 106, 107, 3, 2]
     assert sample.ids == expected
     assert sample.trained == [False] + [True] * (len(expected) - 1)
-    aligned = [t for t, i in enumerate(sample.image_of["hybnext"]) if i >= 0]
+    aligned = [t for t, (i, _) in enumerate(sample.sets["hybnext"]) if i >= 0]
     # The second size token predicts the first code, a row end the first of the next row, and no
     # position whose next token is a row end or the end is aligned.
     assert aligned == [3, 4, 5, 6, 8, 9, 10, 11]
@@ -69,7 +74,7 @@ def test_written_sizes_are_digits_of_text() -> None:
     rows = [[*range(100, 112), 3], [*range(112, 116), *range(100, 108), 3]]
     assert sample.ids == [7, 1, 22, 40, 21, 22, 41, *rows[0], *rows[1], 42, 2]
     assert sample.trained == [False] + [True] * (len(sample.ids) - 1)
-    aligned = [t for t, i in enumerate(sample.image_of["hybnext"]) if i >= 0]
+    aligned = [t for t, (i, _) in enumerate(sample.sets["hybnext"]) if i >= 0]
     assert aligned == [*range(6, 18), *range(19, 31)]
     assert {20, 29, 40, 41, 42, 3} < set(layout.image_vocabulary())
 
@@ -118,8 +123,6 @@ def test_the_other_position_sets() -> None:
     assert batch.positions["last"].cell_N.tolist() == [3]
     assert batch.positions["all"].flat_N.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert batch.labels_BT[0, 0] == IGNORE, "the rep token is part of the prompt"
-    mask = batch.positions["last"].mask((1, 8))
-    assert mask.nonzero().tolist() == [[0, 6]]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -129,7 +132,7 @@ def test_a_long_caption_is_cut_and_an_image_never(name: str) -> None:
     sample = layout.sample([Text(tuple(range(10, 40))), image(2, 2)], max_length=length + 5)
     assert sample.ids[:5] == [10, 11, 12, 13, 14]
     assert len(sample.ids) == length + 5
-    assert sum(i >= 0 for i in sample.image_of["hybnext"]) == 4
+    assert sum(i >= 0 for i, _ in sample.sets["hybnext"]) == 4
     with pytest.raises(ValueError, match="images alone need"):
         layout.sample([Text((1,)), image(2, 2)], max_length=length - 1)
 

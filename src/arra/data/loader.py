@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from arra.data.shards import Dataset, TextColumn
-from arra.layout import Batch, Image, Sample, Text, TextFeatures
+from arra.layout import Batch, Image, Sample, Text
 from arra.models.base import Backbone
 from arra.objective import Feature
+from arra.text_features import TextFeatures
 
 PLACEHOLDER = "<image>"
 """Where an image stands within its row's text; without it the image follows the text."""
@@ -124,7 +125,8 @@ class Loader:
         """The captions of a batch that has one image a sequence."""
         if self.captions is None:
             return None
-        captions = [torch.tensor(self.captions[row]) for row in rows]
+        texts = self.dataset.texts  # an empty one is the null caption, as in painting
+        captions = [torch.tensor(self.captions[row]) if texts[row] else None for row in rows]
         slots, width = self.backbone.text_slots, self.backbone.text_width
         return TextFeatures.of(captions, dropped.tolist(), slots, width)
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from arra.generate.sampling import guide, sample, uniforms
 from arra.generate.settings import Sampling, check_slots
-from arra.layout import DecodePlan, TextFeatures
+from arra.layout import DecodePlan
 from arra.models.base import Backbone
+from arra.text_features import TextFeatures
 
 PROMPT_STEP = 16
 """Prompts are left-padded to a multiple of this, with at least one padding column: without any,

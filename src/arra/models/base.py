@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arra.config import ModelConfig
 from arra.foreign import Foreign
-from arra.layout import Layout, TextFeatures
+from arra.layout import Layout
+from arra.text_features import TextFeatures
 
 Grid = tuple[int, int]
 """(height, width) of an image in codes."""

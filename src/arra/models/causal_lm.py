@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
-from arra.layout import Layout, Style, TextFeatures
+from arra.layout import Layout, Style
 from arra.models.base import Backbone
 from arra.models.folders import empty_causal_lm, open_causal_lm
+from arra.text_features import TextFeatures
 
 _SEPARATORS = {
     "grid": (),

@@ -21,6 +21,11 @@ def family_of(folder: Path) -> type[Backbone]:
         ValueError: there is no readable config.json.
     """
     file = folder / "config.json"
+    if not file.is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} is an adapter without its model: name its run, or what `arra export` makes "
+            f"of that without --adapter-only"
+        )
     if not file.is_file():
         raise ValueError(f"{folder} cannot be loaded as a model: config.json is missing")
     config = read_json(file)

@@ -22,10 +22,11 @@ from transformers import (
     StaticCache,
 )
 
-from arra.layout import Layout, TextFeatures
+from arra.layout import Layout
 from arra.models.base import Grid
 from arra.models.causal_lm import CausalLM
 from arra.models.folders import empty_as, open_as, open_tokenizer_file
+from arra.text_features import TextFeatures
 
 BEGIN_IMAGE = "<begin_of_image>"
 BEFORE, AFTER = "<|User|>: ", "\n\n<|Assistant|>:"

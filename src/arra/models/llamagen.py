@@ -19,13 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arra.config import ModelConfig
 from arra.foreign import Foreign
-from arra.layout import Layout, TextFeatures
+from arra.layout import Layout
 from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import plain_where_faster
 from arra.models.folders import empty_as, open_as
 from arra.models.llamagen_convert import from_original, recognise
 from arra.models.llamagen_layers import Cache, LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
+from arra.text_features import TextFeatures
 
 CLASS_SAMPLING = {"cfg": 4.0, "temperature": 1.0, "top_k": 2000, "top_p": 1.0}
 """FoundationVision/LlamaGen ce98ec4, autoregressive/sample/sample_c2i.py: for looking at. FID is

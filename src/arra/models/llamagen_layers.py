@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from arra.layout import TextFeatures
+from arra.text_features import TextFeatures
 
 
 class LlamaGenConfig(PreTrainedConfig):

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from arra.layout import TextFeatures
 from arra.models.llamagen_layers import (
     Block,
     Cache,
@@ -28,6 +27,7 @@ from arra.models.llamagen_layers import (
     RMSNorm,
     wide,
 )
+from arra.text_features import TextFeatures
 
 
 class LlamaGenForImageGeneration(PreTrainedModel):

@@ -17,7 +17,8 @@ from arra.data.prepare import PrepareConfig, prepare
 from arra.data.shards import Row, open_dataset, read_manifest, write_shard
 from arra.data.text_column import GROUP_ROWS, TextColumn
 from arra.encoders.text import load_text_encoder
-from arra.layout import Layout, TextFeatures
+from arra.layout import Layout
+from arra.text_features import TextFeatures
 
 ROWS, SLOTS = 45, 8
 
@@ -235,6 +236,7 @@ def painter(slots: int = SLOTS, width: int = WIDTH) -> SimpleNamespace:
         text_width=width,
         condition=lambda text, grid: prefix,
         without_prompt=lambda condition, grid: prefix,
+        wrapping=lambda grid: ([], []),
     )
 
 
@@ -269,6 +271,17 @@ def test_an_empty_caption_is_the_null_caption_under_one_token() -> None:
     text = TextFeatures.of([None, torch.ones(2, 3)], [False, True], 4, 3)
     assert text.mask_BN.tolist() == [[False] * 3 + [True], [False] * 2 + [True] * 2]
     assert text.dropped_B.tolist() == [True, True]
+
+
+def test_a_row_without_a_caption_is_trained_as_it_is_painted(prepared: Path) -> None:
+    dataset = open_dataset(prepared, features=())
+    dataset.texts = ["", *dataset.texts[1:]]
+    loader = Loader(dataset, painter(), batch_size=2, micro_batch=2, seed=0)
+    text = next(loader.in_order(2)).text
+    painted = TextFeatures.of([None], [False], SLOTS, WIDTH)
+    assert text.dropped_B.tolist() == [True, False]
+    assert torch.equal(text.mask_BN[:1], painted.mask_BN)
+    assert torch.equal(text.values_BND[:1], painted.values_BND)
 
 
 def test_what_does_not_fit_is_named(prepared: Path) -> None:

@@ -19,12 +19,12 @@ from arra.generate.pipeline import Pipeline
 from arra.generate.sampling import sample
 from arra.generate.settings import Sampling
 from arra.image_tokenizers.vq import VQModel
-from arra.layout import TextFeatures
 from arra.models import Backbone
 from arra.models.llamagen import LlamaGen
 from arra.models.llamagen_layers import LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
 from arra.models.loading import save_skeleton
+from arra.text_features import TextFeatures
 
 GRID, SLOTS, CODES = (2, 4), 6, 16
 

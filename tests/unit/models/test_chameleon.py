@@ -165,7 +165,7 @@ def test_sequences_are_those_of_the_original_item_processor(
     sample = backbone.layout.sample([Text(tuple(prompt)), Image(codes, height, width)])
     assert sample.ids == case["ids"]
     assert sample.trained == [label >= 0 for label in case["labels"]]
-    aligned = [image >= 0 for image in sample.image_of["hybnext"]]
+    aligned = [image >= 0 for image, _ in sample.sets["hybnext"]]
     assert sum(aligned) == height * width
 
 

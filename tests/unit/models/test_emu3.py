@@ -127,7 +127,7 @@ def test_a_sequence_is_the_published_format(backbone: Emu3) -> None:
     assert sample.ids == expected
     held = [
         token
-        for token, cell in zip(sample.ids, sample.cell_of["holding"], strict=True)
+        for token, (_, cell) in zip(sample.ids, sample.sets["holding"], strict=True)
         if cell >= 0
     ]
     assert backbone.layout.ids_to_codes(torch.tensor(held)).tolist() == codes

@@ -18,7 +18,7 @@ from arra.generate.engine import Request, paint
 from arra.generate.pipeline import Pipeline
 from arra.generate.settings import Sampling
 from arra.image_tokenizers.vq import VQConfig, VQModel
-from arra.layout import Image, Text, TextFeatures
+from arra.layout import Image, Text
 from arra.models import load_model
 from arra.models.families import family_named
 from arra.models.llamagen import CLASS_SAMPLING, TEXT_SAMPLING, LlamaGen
@@ -27,6 +27,7 @@ from arra.models.llamagen_layers import LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
 from arra.models.probes import check
 from arra.objective import Feature, Objective, Target
+from arra.text_features import TextFeatures
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "llamagen.json").read_text())
 CODES, GRID, SLOTS = 20, (3, 3), 6
