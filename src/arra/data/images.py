@@ -56,7 +56,7 @@ def load_rgb(image: bytes | Path | str | Image.Image) -> Image.Image:
 
     EXIF orientation is applied; transparency (alpha channel, transparent palette entry or colour)
     is composed on white; 16-bit grey is divided by 65535; of an animation the first frame is taken.
-    Colour profiles are not applied.
+    Colour profiles are not applied. DICOM files are rescaled and windowed (dicom.py).
 
     Args:
         image: encoded bytes, the path of a file, or an image that is already decoded.
@@ -67,13 +67,21 @@ def load_rgb(image: bytes | Path | str | Image.Image) -> Image.Image:
     Raises:
         BadImage: the file is missing, empty, truncated, not an image, too small, too large, or has
             pixels without a known range. Other failures to read (a broken disk) stay OSError.
+        ValueError: a DICOM file, and pydicom is not installed.
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
     data = _read(Path(image)) if isinstance(image, str | Path) else image
     if len(data) == 0:
         raise BadImage("the image file is empty (0 bytes)")
+    medical = data[128:132] == b"DICM"
+    if medical:
+        from arra.data import dicom
+
+        dicom.require_pydicom()
     try:
+        if medical:
+            return _to_rgb(dicom.decode(data))
         with Image.open(io.BytesIO(data)) as opened:
             _check_size(opened)
             opened.load()

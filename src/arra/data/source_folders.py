@@ -29,6 +29,7 @@ IMAGE_SUFFIXES = (
     ".pnm",
     ".jp2",
     ".avif",
+    ".dcm",
 )
 METADATA = ("metadata.jsonl", "metadata.csv")
 
