@@ -2,10 +2,13 @@
 
 import importlib
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from arra.encoders import load_encoder
 
@@ -118,3 +121,27 @@ def test_a_folder_goes_before_a_module(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_encoder("arra_test_own:encoder")
+
+
+def test_the_example_of_the_docs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[3] / "docs" / "encoders.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) <= 15
+
+    class Retina(torch.nn.Linear):
+        def __init__(self, width):
+            super().__init__(3, width)
+
+        def forward(self, pixels):
+            return super().forward(pixels.mean(dim=(2, 3)))
+
+    nets = ModuleType("my_lab.nets")
+    nets.Retina = Retina
+    monkeypatch.setitem(sys.modules, "my_lab", ModuleType("my_lab"))
+    monkeypatch.setitem(sys.modules, "my_lab.nets", nets)
+    save_file(Retina(384).state_dict(), tmp_path / "w.safetensors")
+    code = code.replace("/data/retina.safetensors", str(tmp_path / "w.safetensors"))
+    (tmp_path / "arra_test_retina.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    encoder = load_encoder("arra_test_retina:encoder")
+    assert encoder([Image.new("RGB", (30, 20))]).shape == (1, 384)
