@@ -122,7 +122,7 @@ def _tokenizer(arguments: Sequence[str]) -> None:
 
 def _train(arguments: Sequence[str]) -> None:
     from arra.config import TrainConfig
-    from arra.recipes import RECIPES
+    from arra.recipes import RECIPES, START_FROM_A_MODEL
 
     recipe = arguments[0] if arguments else "--help"
     if recipe in ("-h", "--help"):
@@ -138,6 +138,11 @@ def _train(arguments: Sequence[str]) -> None:
     if recipe in RECIPES:
         default = dataclasses.replace(default, data_folder=tyro.MISSING)
     config = _parse(TrainConfig, arguments[1:], f"arra train {recipe}", default)
+    if config.recipe in START_FROM_A_MODEL and config.model_path is None:
+        raise WrongUse(
+            f"arra train {config.recipe} starts from a model that you have: name it with --model, "
+            f"or start from nothing with base or scenes"
+        )
     from arra.train.loop import train
 
     print(train(config))

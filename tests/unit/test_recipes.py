@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from arra.cli import main
 from arra.config import SIZES, ModelConfig, TrainConfig, from_json, to_json
-from arra.recipes import RECIPES
+from arra.recipes import RECIPES, START_FROM_A_MODEL
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -32,3 +33,11 @@ def test_epochs_of_the_published_protocols() -> None:
     assert full.steps == 300 * 5004
     assert subset.steps == 300 * 1015
     assert full.batch_size == subset.batch_size == 256
+
+
+@pytest.mark.parametrize("name", START_FROM_A_MODEL)
+def test_a_recipe_for_weights_that_exist_asks_for_them(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", name, "--data", "data", "--out", "out"]) == 2
+    assert "name it with --model" in capsys.readouterr().err

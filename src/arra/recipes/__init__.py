@@ -21,3 +21,6 @@ RECIPES: dict[str, Callable[[str, str], TrainConfig]] = {
     "adapt": adapt,
 }
 """Name -> function of (prepared data folder, run folder)."""
+
+START_FROM_A_MODEL = ("llm", "adapt")
+"""Those whose settings are for weights that exist: `arra train` asks for --model."""
