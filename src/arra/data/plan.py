@@ -5,7 +5,7 @@ on those rows only; whatever stops the work, the same command goes on and ends a
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,10 @@ class Unit:
 
 
 def split_off(sources: Mapping[str, Source], val_fraction: float, seed: int) -> dict[str, Source]:
-    """The dataset's splits: the source's, and `val` taken from `train` if there is none."""
+    """The dataset's splits: the source's, and `val` taken from `train` if there is none.
+
+    Rows of one group (`Source.groups`: a patient, a sample of several images) stay together.
+    """
     parts = dict(sources)
     if "train" not in parts or "val" in parts:
         return parts
@@ -51,12 +54,32 @@ def split_off(sources: Mapping[str, Source], val_fraction: float, seed: int) -> 
     count = int(rows * val_fraction)
     if count == 0:
         return parts
-    chosen = np.random.default_rng([seed, rows]).permutation(rows)
-    train = parts["train"]
-    parts["train"] = Rows(train, sorted(chosen[count:].tolist()))
-    parts["val"] = Rows(train, sorted(chosen[:count].tolist()))
+    train, random = parts["train"], np.random.default_rng([seed, rows])
+    groups = train.groups
+    if groups is None:
+        val = set(random.permutation(rows)[:count].tolist())
+    else:
+        val = _whole_groups(groups, count, random)
+        if not val:
+            return parts
+    parts["train"] = Rows(train, [row for row in range(rows) if row not in val])
+    parts["val"] = Rows(train, sorted(val))
     order = [name for name in ("train", "val") if name in parts]
     return {name: parts[name] for name in [*order, *(n for n in parts if n not in order)]}
+
+
+def _whole_groups(groups: Sequence[str], count: int, random: np.random.Generator) -> set[int]:
+    """Rows of groups drawn at random until there are `count`; one group always stays in train."""
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    each = list(members.values())
+    chosen: set[int] = set()
+    for number in random.permutation(len(each))[:-1]:
+        if len(chosen) >= count:
+            break
+        chosen.update(each[number])
+    return chosen
 
 
 def units_of(parts: Mapping[str, Source], shard_rows: int) -> list[Unit]:

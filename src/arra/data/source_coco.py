@@ -75,7 +75,8 @@ def open_coco(
         for k, id_ in enumerate(stray)
     ]
     fingerprint = digest("coco", sha256_of(path), chosen, only_first)
-    return FileSource(name, chosen, tuple(by_split), entries, fingerprint, dict(_COLUMNS))
+    splits, columns = tuple(by_split), dict(_COLUMNS)
+    return FileSource(name, chosen, splits, entries, fingerprint, columns, grouped_by="image_id")
 
 
 def _read(path: Path) -> tuple[list[Any], dict[int, list[dict[str, Any]]], list[str | None]]:

@@ -19,7 +19,15 @@ from pathlib import Path
 
 from arra.data.radiology_reports import SECTIONS, section, without_priors
 from arra.data.source_options import check_options
-from arra.data.sources import Record, Reject, bad_text, digest, missing_column, pick_split
+from arra.data.sources import (
+    Record,
+    Reject,
+    bad_text,
+    digest,
+    group_names,
+    missing_column,
+    pick_split,
+)
 from arra.files import sha256_of
 
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
@@ -186,6 +194,11 @@ class MimicSource:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def groups(self) -> list[str]:
+        """By patient."""
+        return group_names(image.subject for image in self._images)
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1."""

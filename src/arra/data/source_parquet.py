@@ -19,6 +19,8 @@ from arra.data.sources import (
     Scalar,
     bad_text,
     digest,
+    group_column,
+    group_names,
     missing_column,
     pick_split,
     scalar,
@@ -58,6 +60,15 @@ class _TableSource:
         skip = {text_column, image_column, "id"}
         self.columns = {f.name: _kind(f.type) for f in schema if f.name not in skip}
         self._duplicates: dict[int, int] = {}
+
+    @property
+    def groups(self) -> list[str] | None:
+        """By the column `patient` or `sample`."""
+        name = group_column(self.columns)
+        return None if name is None else group_names(self._column(name))
+
+    def _column(self, name: str) -> Iterator[Any]:
+        raise NotImplementedError
 
     def _find_duplicates(self, ids: Iterator[Any]) -> None:
         first_with: dict[str, int] = {}
@@ -230,7 +241,7 @@ class ParquetSource(_TableSource):
         if row == 0:
             raise ValueError(f"{name}: split {split} has no rows")
         if "id" in schema.names:
-            self._find_duplicates(self._ids())
+            self._find_duplicates(self._column("id"))
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
         footers = [(path.name, path.stat().st_size, _footer(path)) for path in files]
         self.fingerprint = digest("parquet", footers, split, text_column, image_column)
@@ -238,9 +249,9 @@ class ParquetSource(_TableSource):
     def __len__(self) -> int:
         return self._length
 
-    def _ids(self) -> Iterator[Any]:
+    def _column(self, name: str) -> Iterator[Any]:
         for _, _, number, group in self._groups:
-            yield from _values(self._read_group(number, group, ["id"]).column("id"))
+            yield from _values(self._read_group(number, group, [name]).column(name))
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1; the row group read last is kept for the next call."""
@@ -336,12 +347,15 @@ class HubSource(_TableSource):
         schema = dataset.features.arrow_schema
         super().__init__(name, split, splits, schema, text_column, image_column, None)
         if "id" in schema.names:
-            self._find_duplicates(iter(_values(self._dataset.select_columns("id")[:]["id"])))
+            self._find_duplicates(self._column("id"))
         content = getattr(dataset, "_fingerprint", None)
         self.fingerprint = digest("hub", name, split, content, text_column, image_column)
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def _column(self, name: str) -> Iterator[Any]:
+        return iter(_values(self._dataset.select_columns(name)[:][name]))
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1."""

@@ -16,6 +16,8 @@ from arra.data.sources import (
     Scalar,
     bad_text,
     digest,
+    group_column,
+    group_names,
     is_utf8,
     missing_column,
     pick_split,
@@ -54,15 +56,27 @@ class FileSource:
         fingerprint: str,
         columns: dict[str, type] | None = None,
         class_names: tuple[str, ...] = (),
+        grouped_by: str | None = None,
     ) -> None:
         self.name, self.split, self.splits = name, split, splits
         self.fingerprint = fingerprint
         self.columns = columns or {}
         self.class_names = class_names
         self._entries = entries
+        self._grouped_by = grouped_by or group_column(self.columns)
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """By the column named at the start, or `patient`, or `sample`."""
+        if self._grouped_by is None:
+            return None
+        name = self._grouped_by
+        return group_names(
+            e.extra.get(name) if isinstance(e, Entry) else None for e in self._entries
+        )
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1; caption files are read here, images by who needs them."""

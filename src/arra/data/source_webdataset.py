@@ -21,6 +21,8 @@ from arra.data.sources import (
     Scalar,
     bad_text,
     digest,
+    group_column,
+    group_names,
     is_utf8,
     missing_column,
     pick_split,
@@ -119,6 +121,15 @@ class TarSource:
 
     def __len__(self) -> int:
         return self._first[-1]
+
+    @property
+    def groups(self) -> list[str] | None:
+        """By a key `patient` or `sample` of the JSON parts, which are then read once more."""
+        name = group_column(self.columns)
+        if name is None:
+            return None
+        rows = self.read(0, len(self))
+        return group_names(row.extra[name] if isinstance(row, Record) else None for row in rows)
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1 with their images' bytes."""

@@ -6,7 +6,7 @@ per row, in that order. A bad row never stops a run: it becomes a `Reject` with 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -67,9 +67,32 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """For each row what it belongs to, a patient or a sample; None if rows stand alone.
+
+        Rows of one group stay in one split when `val` is taken from `train`.
+        """
+        ...
+
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1 in order."""
         ...
+
+
+GROUP_COLUMNS = ("patient", "sample")
+"""Columns that say what a row belongs to; the first one that a source has."""
+
+
+def group_column(columns: Iterable[str]) -> str | None:
+    """Which of a source's columns says what a row belongs to, if any."""
+    there = set(columns)
+    return next((name for name in GROUP_COLUMNS if name in there), None)
+
+
+def group_names(values: Iterable[object]) -> list[str]:
+    """Groups of rows by the values of a column; a row without a value stands alone."""
+    return [f"row {row}" if v is None else f"group {v}" for row, v in enumerate(values)]
 
 
 SPLIT_NAMES = {
@@ -213,6 +236,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """Those of the chosen rows."""
+        groups = self.source.groups
+        return None if groups is None else [groups[row] for row in self.rows]
+
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Reads runs of neighbouring rows together."""
         wanted = self.rows[start:stop]
@@ -252,6 +281,11 @@ class ScenesSource:
 
     def __len__(self) -> int:
         return self._rows
+
+    @property
+    def groups(self) -> None:
+        """Scenes stand alone."""
+        return None
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Draws scenes start..stop-1."""

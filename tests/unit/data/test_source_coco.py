@@ -62,6 +62,7 @@ def test_one_row_per_caption(tmp_path, place):
     assert [r.id for r in records] == ["0", "1", "2", "10", "11", "12"]
     assert records[4].extra == {"image_id": 101, "caption_index": 1}
     assert records[4].row == 4
+    assert source.groups == ["group 100"] * 3 + ["group 101"] * 3
     assert load_rgb(records[4].image).getpixel((0, 0))[0] == pytest.approx(40, abs=3)
     assert list(source.read(2, 4)) == records[2:4]
 

@@ -71,6 +71,7 @@ def test_several_images_share_a_sample(tmp_path):
     assert [r.id for r in records][:4] == ["talk/0", "talk/1", "talk/2", "1"]
     assert [r.row for r in records] == list(range(7))
     assert list(source.read(1, 3)) == records[1:3]
+    assert source.groups[:4] == ["group talk"] * 3 + ["group 1"]
 
 
 def test_bad_conversations_are_rejected_whole(tmp_path):

@@ -111,6 +111,7 @@ def test_prompt_splits_and_extras(tmp_path):
     assert records[1].extra == {"view": "LATERAL", "patient": "10000030", "study": "50000000"}
     assert load_rgb(records[2].image).getpixel((0, 0))[0] == pytest.approx(80, abs=2)
     assert list(source.read(1, 2)) == records[1:2]
+    assert source.groups == [f"group {subject}" for subject in (10000030, 10000030, 19000001)]
     (test,) = everything(open_source(tmp_path, split="test"))
     assert test.text == f"chest x-ray image, {IMPRESSION}"
     assert test.extra["view"] is None

@@ -121,6 +121,7 @@ def test_caption_from_json_or_a_named_part(tmp_path):
     (record,) = everything(source)
     assert (record.text, shade_of(record), record.id) == ("from json", 2, "data/s/a")
     assert record.extra == {"alt": "other", "n": 3}
+    assert source.groups is None
     assert everything(open_source(path, text_column="alt", image_column="left.png"))[0].text == (
         "other"
     )
