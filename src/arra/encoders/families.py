@@ -31,6 +31,7 @@ from transformers import (
     ViTMAEModel,
     ViTModel,
 )
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
 from arra.encoders.loading import from_folder
 from arra.files import read_json
@@ -146,19 +147,28 @@ def _clip_width(model: Any, pooling: str) -> int:
     return int(config.projection_dim if pooling == "projected" else config.hidden_size)
 
 
+class _AllPatches(ViTMAEEmbeddings):
+    """Embeddings that hide no patch and keep their order.
+
+    With a mask_ratio of 0 transformers' own would still sort the patches at random.
+    """
+
+    def random_masking(
+        self, sequence: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The patches as they are, a mask (N, P) of zeros, and the order (N, P)."""
+        mask_NP = sequence.new_zeros(sequence.shape[:2])
+        order_NP = torch.arange(sequence.shape[1], device=sequence.device).expand_as(mask_NP)
+        return sequence, mask_NP, order_NP
+
+
 def _load_mae(folder: Path, pooling: str) -> PreTrainedModel:
-    model = from_folder(ViTMAEModel, folder, {})
-    model.config.mask_ratio = 0.0  # the class would hide three quarters of the patches
+    # Not a subclass: transformers translates old names of weights by the name of the class.
+    model: Any = from_folder(ViTMAEModel, folder, {})
+    embeddings = _AllPatches(model.config)
+    embeddings.load_state_dict(model.embeddings.state_dict())
+    model.embeddings = embeddings
     return model
-
-
-def _read_mae(model: Any, pixels_NCHW: Tensor) -> Tokens:
-    # The class sorts the patches by this noise also when it hides none: counting keeps their order.
-    count = model.embeddings.patch_embeddings.num_patches
-    order_NP = torch.arange(count, device=pixels_NCHW.device).expand(len(pixels_NCHW), -1)
-    hidden_NLd = model(pixel_values=pixels_NCHW, noise=order_NP).last_hidden_state
-    assert hidden_NLd.shape[1] == 1 + count
-    return Tokens(hidden_NLd[:, 1:], hidden_NLd[:, 0])
 
 
 # ---- without a class token -----------------------------------------------------------------------
@@ -290,7 +300,7 @@ FAMILIES: dict[str, Family] = {
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
     "vit": Family("ViT", "ViTImageProcessor", _load_vit, _read_plain),
-    "vit_mae": Family("MAE", "ViTImageProcessor", _load_mae, _read_mae),
+    "vit_mae": Family("MAE", "ViTImageProcessor", _load_mae, _read_plain),
 }
 
 

@@ -75,6 +75,10 @@ class ProjectedViT(nn.Module):
         self.trunk, self.projection = trunk, projection
         self.config = trunk.config
 
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> Any:
+        """The output of the ViT."""
+        return self.trunk(pixel_values=pixel_values, output_hidden_states=output_hidden_states)
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -157,7 +161,7 @@ def weights_of(folder: Path) -> Path:
 
 def _read_timm(model: Any, pixels_NCHW: Tensor) -> Tokens:
     """Tokens after the final norm, the first of which is projected."""
-    hidden_NLd = model.trunk(pixel_values=pixels_NCHW).last_hidden_state
+    hidden_NLd = model(pixel_values=pixels_NCHW).last_hidden_state
     class_Nd = hidden_NLd[:, 0]
     return Tokens(hidden_NLd[:, 1:], class_Nd, model.projection(class_Nd))
 

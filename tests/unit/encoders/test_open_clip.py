@@ -141,6 +141,8 @@ def test_poolings_and_fingerprints(biomedclip, images):
     torch.testing.assert_close(both(images), torch.cat(parts, dim=1))
     assert load_encoder(f"{biomedclip}@patch", grids=True)(images).shape == (3, 16, WIDTH)
     assert load_encoder(biomedclip).pooling == "class"
+    states = both.model(pixel_values=both.preprocess(images), output_hidden_states=True)
+    assert len(states.hidden_states) == 3
     assert load_encoder(biomedclip).fingerprint != load_encoder(biomedclip, "mean").fingerprint
     first = load_encoder(biomedclip).fingerprint
     rewritten(biomedclip, lambda c: c["preprocess_cfg"].update(mean=[0.5, 0.5, 0.5]))
