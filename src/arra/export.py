@@ -11,7 +11,7 @@ import tyro
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BaseRecord
-from arra.models.folders import open_text_tokenizer
+from arra.models.folders import open_text_tokenizer, without_progress_bar
 from arra.models.loading import PIPELINE, latest_checkpoint, load_checkpoint
 
 
@@ -56,7 +56,7 @@ def export(config: ExportConfig) -> Path:
             f"was trained with: put the original back in its place"
         )
     out = Path(config.out)
-    with atomic_dir(out) as temporary:
+    with atomic_dir(out) as temporary, without_progress_bar():
         model.to(getattr(torch, config.dtype)).save_pretrained(temporary / "model")
         if (run / "tokenizer").is_dir():
             open_text_tokenizer(run / "tokenizer").save_pretrained(temporary / "tokenizer")
