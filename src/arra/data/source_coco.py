@@ -104,8 +104,13 @@ def _read(path: Path) -> tuple[list[Any], dict[int, list[dict[str, Any]]], list[
         if isinstance(owner, int) and owner in captions:
             captions[owner].append(annotation)
         else:
-            stray.append(str(annotation.get("id")) if _is_object(annotation) else None)
+            stray.append(_id_of(annotation) if _is_object(annotation) else None)
     return images, captions, stray
+
+
+def _id_of(annotation: dict[str, Any]) -> str | None:
+    number = annotation.get("id")
+    return str(number) if isinstance(number, int) else None
 
 
 def _is_object(value: object) -> bool:
@@ -133,10 +138,14 @@ def _entries_of(
         return [Reject(row, str(number), reason)]
     entries: list[Entry | Reject] = []
     for index, annotation in enumerate(mine[:1] if only_first else mine):
-        id_, text = str(annotation.get("id")), annotation.get("caption")
-        reason = "duplicate id" if id_ in seen else bad_text(text)
-        seen.add(id_)
-        if reason is not None:
+        id_, text = _id_of(annotation), annotation.get("caption")
+        reason = bad_text(text) if id_ is not None else "the caption has no number"
+        if id_ in seen:
+            reason = "duplicate id"
+        if id_ is not None:
+            seen.add(id_)
+        if id_ is None or reason is not None:
+            assert reason is not None
             entries.append(Reject(row + index, id_, reason))
             continue
         extra = {"image_id": number, "caption_index": index}

@@ -104,7 +104,10 @@ def index_of(
                 data = {where: part_of(handle, span, where) for where in (TEXT, JSON)}
                 contents.append([data[where].hex() for where in (TEXT, JSON) if span_6[where]])
                 values = json_of(data[JSON]) if span_6[JSON] else {}
-                for name, value in values.items() if isinstance(values, dict) else ():
+                values = values if isinstance(values, dict) else {}
+                if not all(is_utf8(name) for name in values):
+                    values, reasons[row] = {}, "a key of the JSON part is not valid UTF-8"
+                for name, value in values.items():
                     kinds.setdefault(name, set()).update(_kind_name(value))
             else:
                 reasons[row] = reason

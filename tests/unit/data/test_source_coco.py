@@ -106,6 +106,15 @@ def test_bad_rows(tmp_path):
         assert part in item.reason
 
 
+def test_captions_without_a_number(tmp_path):
+    content = coco(tmp_path, images=1, captions=2)
+    content["annotations"][0]["id"] = "\ud800"
+    write(tmp_path, content)
+    reject, record = everything(open_source(tmp_path))
+    assert (reject.id, reject.reason) == (None, "the caption has no number")
+    assert record.text == "c1 of 0."
+
+
 def test_files_that_are_no_captions(tmp_path):
     coco(tmp_path)
     path = tmp_path / "annotations" / "captions_train2017.json"

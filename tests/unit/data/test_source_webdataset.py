@@ -155,6 +155,8 @@ def test_bad_samples_become_rejects_with_reasons(tmp_path):
         ("between.png", png()),
         ("between.txt", b"x"),
         *good,
+        ("key.png", png()),
+        ("key.json", b'{"caption": "x", "\\ud800": 1}'),
     ]
     source = open_source(tar(tmp_path / "data.tar", members))
     items = everything(source)
@@ -170,6 +172,7 @@ def test_bad_samples_become_rejects_with_reasons(tmp_path):
         7: "no plain relative path",
         8: "no plain relative path",
         11: "duplicate id, first seen in row 9",
+        12: "key of the JSON part",
     }.items():
         assert part in reasons.pop(row)
     assert not reasons
