@@ -20,15 +20,17 @@ class PrepareConfig:
     """Turns images and captions into a dataset of image codes and encoder features."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """Folder, Parquet/JSONL/CSV file, hub id, or builtin:scenes (builtin:scenes:1-4 for up to four
-    shapes)."""
+    """Folder or file of images and captions, recognised by content (WebDataset, COCO, MIMIC-CXR,
+    Parquet, tables, class folders, ...: docs/sources.md), hub id, or builtin:scenes
+    (builtin:scenes:1-4 for up to four shapes)."""
     image_tokenizer: str
     """Folder, hub id or builtin:scenes: makes the codes."""
     out: Path
     """Folder to write; the same command again resumes or repairs it."""
     encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]FOLDER|HUB_ID|builtin:NAME[@class|projected|mean|both]: makes the features; may be
-    given several times. NAME is the feature's name (default: the encoder's); pooling: class."""
+    """[NAME=]FOLDER|HUB_ID|builtin:NAME|MODULE:FUNCTION[@class|projected|mean|both]: makes the
+    features; may be given several times. NAME is the feature's name (default: the encoder's);
+    pooling: the family's own, class where there is one (docs/encoders.md)."""
     text_encoder: str | None = None
     """[NAME=]FOLDER|HUB_ID of a T5: also stores captions as its features, for models that are
     prompted by those; default: none. NAME is the feature's name (default: the encoder's)."""

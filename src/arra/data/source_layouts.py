@@ -58,8 +58,11 @@ def open_source_at(
             f"{name} cannot be read as a source: files are .json with conversations, .tar, .tsv, "
             f".parquet, .jsonl or .csv; name the folder of other layouts"
         )
-    if located.startswith((".", "/", "~")) or located.count("/") > 1:
-        raise FileNotFoundError(f"source {located} does not exist: check the path")
+    if located.startswith((".", "/", "~")) or located.count("/") != 1:
+        # A name without an owner is a mistyped path more often than an old data set of the hub's.
+        raise FileNotFoundError(
+            f"source {located} does not exist: check the path (hub ids are OWNER/NAME)"
+        )
     return source_parquet.open_hub(located, split, text_column, image_column)
 
 

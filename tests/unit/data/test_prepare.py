@@ -344,7 +344,7 @@ def test_refusals(tmp_path, encoder, monkeypatch):
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         prepare(config(source, tmp_path / "out", splits=("test",)), RedTokenizer())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no usable CUDA device"):
+    with pytest.raises(ValueError, match="torch sees no GPU here"):
         prepare(config(source, tmp_path / "out", device="cuda"), RedTokenizer())
     assert not (tmp_path / "out").exists()
     for wrong in ({"size": 0}, {"limit": 0}, {"val_fraction": 1.0}, {"workers": -1}):

@@ -349,6 +349,8 @@ def test_scenes():
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_source(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        open_source("nowhere")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"\.parquet, \.jsonl or \.csv"):
         open_source(tmp_path / "a.txt")
