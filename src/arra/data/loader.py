@@ -78,6 +78,8 @@ class Loader:
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._ending = lru_cache(maxsize=64)(lambda grid: len(backbone.wrapping(grid)[1]))
         self._constants = {name: self._constant(name) for name in dataset.features}
+        if max(map(len, self.samples)) > 1:
+            self._check_several_images()
 
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of optimizer step `step` (counted from 0)."""
@@ -174,6 +176,20 @@ class Loader:
             max_length=self.backbone.max_length,
             train_text=self.train_text,
         )
+
+    def _check_several_images(self) -> None:
+        """A family that closes each prompt does so for one image; how it writes more is not known.
+
+        Raises:
+            ValueError: the rows of one sample cannot stand in one sequence of this family.
+        """
+        height, width = (int(side) for side in self.dataset.grids[0])
+        if self._ending((height, width)) or self.backbone.text_slots:
+            raise ValueError(
+                f"the dataset has samples of several images, but the prompts of "
+                f"{type(self.backbone).__name__} belong to one image each: prepare one image a "
+                f"sample, or train a family that takes several"
+            )
 
     def _text(self, text: str) -> Text:
         return Text(tuple(self.backbone.text_ids(text)) if text else ())

@@ -125,3 +125,14 @@ def test_constants_follow_the_manifest(backbone: Backbone) -> None:
     assert raw.constant.tolist() == [1, 0, 0, 0]
     assert centred.constant.tolist() == [0, 1, 0, 0]
     assert raw.mean.tolist() == [0.5] * 4
+
+
+def test_a_family_that_closes_its_prompts_takes_one_image_a_row(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = dataset(["a", "a", *map(str, range(2, N))])
+    assert len(loader(backbone, together).samples) == N - 1
+    monkeypatch.setattr(backbone, "wrapping", lambda grid: ([1], [2]))
+    assert len(loader(backbone, dataset()).samples) == N
+    with pytest.raises(ValueError, match="samples of several images, but the prompts of CausalLM"):
+        loader(backbone, together)
