@@ -184,7 +184,7 @@ class Loader:
             ValueError: the rows of one sample cannot stand in one sequence of this family.
         """
         height, width = (int(side) for side in self.dataset.grids[0])
-        if self._ending((height, width)) or self.backbone.text_slots:
+        if self._ending((height, width)):
             raise ValueError(
                 f"the dataset has samples of several images, but the prompts of "
                 f"{type(self.backbone).__name__} belong to one image each: prepare one image a "
