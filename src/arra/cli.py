@@ -99,7 +99,8 @@ def _demo(arguments: Sequence[str]) -> None:
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    from arra.data.prepare import PrepareConfig, prepare
+    from arra.data.prepare import prepare
+    from arra.data.prepare_config import PrepareConfig
 
     print(prepare(_parse(PrepareConfig, arguments, "arra prepare")))
 

@@ -22,7 +22,8 @@ from arra.config import (
     OptimConfig,
     TrainConfig,
 )
-from arra.data.prepare import PrepareConfig, prepare
+from arra.data.prepare import prepare
+from arra.data.prepare_config import PrepareConfig
 from arra.data.shards import open_dataset
 from arra.export import ExportConfig, export
 from arra.files import read_json

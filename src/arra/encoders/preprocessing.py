@@ -47,7 +47,8 @@ SAM 2 this is what its authors do; transformers rounds to 8 bits in between.)"""
 _NAMES = ("image_processor_type", "feature_extractor_type", "processor_class")
 
 Pixels = Callable[[Sequence[Image.Image]], Tensor]
-"""RGB images of any sizes -> (N, 3, H, W) float32 in main memory."""
+"""RGB images of any sizes -> (N, 3, H, W) float32 in main memory. Ours can be sent to another
+process, which is why they are classes."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,18 @@ def open_preprocessing(folder: Path, default: str, size: int | None = None) -> P
         smaller = {"size": {"longest_edge": size}, "pad_size": square}
     processor: Any = PROCESSORS[kind]
     processor = processor.from_pretrained(folder, local_files_only=True, **smaller)
+    return Preprocessing(_ByProcessor(processor), described | smaller)
 
-    def pixels(images: Sequence[Image.Image]) -> Tensor:
-        found = processor(images=list(images), return_tensors="pt")["pixel_values"]
+
+@dataclass(frozen=True)
+class _ByProcessor:
+    """An image processor of transformers."""
+
+    processor: Any
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        found = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         return found.to(torch.float32)
-
-    return Preprocessing(pixels, described | smaller)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -112,7 +119,7 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _float_pixels(config: dict[str, Any], default: tuple[int, int], folder: Path) -> Pixels:
-    """0..1, then resized to (H, W) with antialiasing, then normalized."""
+    """Of a processor that resizes floats; `default` = (H, W) of files that name no size."""
     off = [key for key in _FLOAT_SWITCHES if not config.get(key, True)]
     mode = _MODES.get(config.get("resample", Image.Resampling.BILINEAR))
     if off or config.get("do_center_crop") or mode is None:
@@ -126,16 +133,29 @@ def _float_pixels(config: dict[str, Any], default: tuple[int, int], folder: Path
     mean_C11, std_C11 = _statistics(
         config.get("image_mean", _IMAGENET[0]), config.get("image_std", _IMAGENET[1])
     )
+    return _Floats(side, factor, mode, mean_C11, std_C11)
 
-    def one(image: Image.Image) -> Tensor:
-        share_1CHW = _levels(image)[None] * factor
-        if share_1CHW.shape[2:] != side:
+
+@dataclass(frozen=True)
+class _Floats:
+    """0..1, then resized to `side` = (H, W) with antialiasing, then normalized."""
+
+    side: tuple[int, int]
+    factor: float
+    mode: str
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([self._one(image) for image in images])
+
+    def _one(self, image: Image.Image) -> Tensor:
+        share_1CHW = _levels(image)[None] * self.factor
+        if share_1CHW.shape[2:] != self.side:
             share_1CHW = F.interpolate(
-                share_1CHW, side, mode=mode, antialias=True, align_corners=False
+                share_1CHW, self.side, mode=self.mode, antialias=True, align_corners=False
             )
-        return (share_1CHW[0] - mean_C11) / std_C11
-
-    return lambda images: torch.stack([one(image) for image in images])
+        return (share_1CHW[0] - self.mean_C11) / self.std_C11
 
 
 def open_clip_pixels(config: dict[str, Any], size: int, folder: Path) -> Preprocessing:
@@ -158,22 +178,31 @@ def open_clip_pixels(config: dict[str, Any], size: int, folder: Path) -> Preproc
         )
     mean = config.get("mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("std", (0.26862954, 0.26130258, 0.27577711))
-    mean_C11, std_C11 = _statistics(mean, std)
+    described = {"mean": list(mean), "std": list(std), "size": size, "filter": interpolation}
+    pixels = _ShortestSide(size, filters[interpolation], *_statistics(mean, std))
+    return Preprocessing(pixels, {"kind": "open_clip", **described})
 
-    def one(image: Image.Image) -> Tensor:
-        short = min(image.size)
+
+@dataclass(frozen=True)
+class _ShortestSide:
+    """The shortest side to `size`, the middle, then 0..1, then normalized."""
+
+    size: int
+    resample: Image.Resampling
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([self._one(image) for image in images])
+
+    def _one(self, image: Image.Image) -> Tensor:
+        short, size = min(image.size), self.size
         if short != size:
             width, height = (int(size * side / short) for side in image.size)
-            image = image.resize((width, height), filters[interpolation])
+            image = image.resize((width, height), self.resample)
         left, top = (round((side - size) / 2) for side in image.size)
         image = image.crop((left, top, left + size, top + size))
-        return (_levels(image) / 255 - mean_C11) / std_C11
-
-    described = {"mean": list(mean), "std": list(std), "size": size, "filter": interpolation}
-    return Preprocessing(
-        lambda images: torch.stack([one(image) for image in images]),
-        {"kind": "open_clip", **described},
-    )
+        return (_levels(image) / 255 - self.mean_C11) / self.std_C11
 
 
 def _levels(image: Image.Image) -> Tensor:

@@ -214,7 +214,8 @@ def is_prepared(data: str) -> bool:
 
 def prepare_source(config: StudyConfig, data: Path) -> None:
     """Makes the dataset from a SOURCE."""
-    from arra.data.prepare import PrepareConfig, prepare
+    from arra.data.prepare import prepare
+    from arra.data.prepare_config import PrepareConfig
 
     if config.image_tokenizer is None or not config.encoder:
         raise ValueError(

@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from arra.data import prepare as module
-from arra.data.prepare import PrepareConfig, named_encoders, prepare
+from arra.data import job as module
+from arra.data.prepare import prepare
+from arra.data.prepare_config import PrepareConfig, named_encoders
 from arra.data.shards import open_dataset, read_manifest
 
 SIZE, FACTOR = 16, 8

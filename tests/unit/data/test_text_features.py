@@ -13,7 +13,8 @@ from tiny_t5 import WIDTH, save_tiny_t5
 
 from arra.data import text_column
 from arra.data.loader import Loader
-from arra.data.prepare import PrepareConfig, prepare
+from arra.data.prepare import prepare
+from arra.data.prepare_config import PrepareConfig
 from arra.data.shards import Row, open_dataset, read_manifest, write_shard
 from arra.data.text_column import GROUP_ROWS, TextColumn
 from arra.encoders.text import load_text_encoder
@@ -126,9 +127,7 @@ def test_captions_are_cut_and_infinite_features_rejected(
         ]
 
     fake = SimpleNamespace(dim=WIDTH, fingerprint="x", spec="x", length=120, name="x")
-    monkeypatch.setattr(
-        "arra.data.prepare.load_text_encoder", lambda *_: CallableEncoder(broken, fake)
-    )
+    monkeypatch.setattr("arra.data.job.load_text_encoder", lambda *_: CallableEncoder(broken, fake))
     out = prepare(settings(source, t5, tmp_path / "broken", limit=9, val_fraction=0.0), Grey())
     assert len(open_dataset(out)) == 8
     (reject,) = (out / "rejects.jsonl").read_text().splitlines()

@@ -1,0 +1,117 @@
+"""The second stage of prepare: a batch of pictures to rows of codes and features, on the device.
+
+Legend: N images, D feature width, n tokens of a caption, h and w code rows and columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from arra.data.decode import Decoded
+from arra.data.shards import Row, arrow_type, bad_feature, stored_name
+from arra.data.sources import Reject
+from arra.encoders import Encoder
+from arra.encoders.text import TextEncoder
+from arra.image_tokenizers.interface import ImageTokenizer
+
+
+@dataclass(frozen=True)
+class Models:
+    """What every picture and caption goes through.
+
+    Attributes:
+        tokenizer: makes the codes.
+        encoders: by feature name.
+        text_encoders: of captions, by feature name.
+        device: where they are.
+    """
+
+    tokenizer: ImageTokenizer
+    encoders: Mapping[str, Encoder]
+    text_encoders: Mapping[str, TextEncoder]
+    device: str
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """D of every feature."""
+        return {name: encoder.dim for name, encoder in self.encoders.items()}
+
+    @property
+    def text_dims(self) -> dict[str, int]:
+        """D of every text feature."""
+        return {name: encoder.dim for name, encoder in self.text_encoders.items()}
+
+    def encode(self, batch: Sequence[Decoded]) -> list[Row | Reject]:
+        """One row or reject per picture, in order."""
+        pixels_NCHW = torch.stack([item.pixels_CHW for item in batch])
+        codes_Nhw = self.tokenizer.encode(pixels_NCHW.to(self.device)).cpu().numpy()
+        assert codes_Nhw.ndim == 3
+        assert len(codes_Nhw) == len(batch)
+        features_ND: dict[str, np.ndarray] = {}
+        for name, encoder in self.encoders.items():
+            seen_NCHW = torch.stack([item.seen[name] for item in batch])
+            value_ND = encoder.pool(seen_NCHW.to(self.device)).to(torch.float16).cpu().numpy()
+            assert value_ND.shape == (len(batch), encoder.dim)
+            features_ND[name] = value_ND
+        captions = [item.text for item in batch]
+        texts = {name: encoder(captions) for name, encoder in self.text_encoders.items()}
+        done: list[Row | Reject] = []
+        for position, item in enumerate(batch):
+            features = {name: value[position] for name, value in features_ND.items()}
+            texts_nD = {name: value[position].numpy() for name, value in texts.items()}
+            reason = _bad_row(item, features, texts_nD)
+            if reason is None:
+                done.append(_row(item, codes_Nhw[position], features, texts_nD))
+            else:
+                done.append(Reject(item.row, item.id, reason))
+        return done
+
+
+def _bad_row(
+    item: Decoded, features: Mapping[str, np.ndarray], texts_nD: Mapping[str, np.ndarray]
+) -> str | None:
+    for name, feature_D in features.items():
+        reason = bad_feature(feature_D)
+        if reason is not None:
+            return f"feature {name!r} is {reason} in float16"
+    for name, text_nD in texts_nD.items():
+        if not np.isfinite(text_nD).all():
+            return f"text feature {name!r} is NaN or infinite in float16"
+    index = item.extra.get("image_index")
+    if isinstance(index, int) and not 0 <= index < 2**15:
+        return f"image_index {index} is not between 0 and {2**15 - 1}"
+    return None
+
+
+def _row(
+    item: Decoded,
+    codes_hw: np.ndarray,
+    features: Mapping[str, np.ndarray],
+    texts_nD: Mapping[str, np.ndarray],
+) -> Row:
+    sample, index = item.extra.get("sample"), item.extra.get("image_index")
+    return Row(
+        id=item.id,
+        sample=item.id if sample is None else str(sample),
+        image_index=index if isinstance(index, int) else 0,
+        text=item.text,
+        codes_hw=codes_hw,
+        features=features,
+        extra=item.extra,
+        text_features=texts_nD,
+    )
+
+
+def shard_columns(columns: Mapping[str, type]) -> dict[str, type]:
+    """A source's extra columns as a shard stores them; `sample` and `image_index` are the format's
+    own, by which a source says that several rows belong together."""
+    taken = {"sample"} | ({"image_index"} if columns.get("image_index") is int else set())
+    return {name: kind for name, kind in columns.items() if name not in taken}
+
+
+def manifest_columns(columns: Mapping[str, type]) -> dict[str, Any]:
+    """Names and types of extra columns as the manifest lists them."""
+    return {stored_name(n): str(arrow_type(k)) for n, k in shard_columns(columns).items()}
