@@ -20,7 +20,7 @@ def paint_samples(run: "Run", step: int) -> None:
     from arra.image_tokenizers import load_image_tokenizer
 
     source = run.validation or run.loader
-    prompts = source.dataset.texts[: run.config.log.samples]
+    prompts = _prompts(source, run.config.log.samples)
     height, width = (int(side) for side in source.dataset.grids[0])
     tokenizer = load_image_tokenizer(run.tokenizer_spec, device=str(run.device))
     run.step.eval()
@@ -33,6 +33,14 @@ def paint_samples(run: "Run", step: int) -> None:
     columns = max(1, round(len(prompts) ** 0.5))
     with atomic_write(run.folder / "samples" / f"step-{step:08d}.png") as temporary:
         grid(images, columns, captions=prompts).save(temporary, format="PNG")
+
+
+def _prompts(source: "Loader", count: int) -> list[str]:
+    """What training shows before an image: words alone end where the image begins."""
+    from arra.data.loader import PLACEHOLDER
+
+    texts = source.dataset.texts[:count]
+    return texts if source.captions else [text.partition(PLACEHOLDER)[0] for text in texts]
 
 
 def _stored(source: "Loader") -> "PromptFeatures | None":
