@@ -77,10 +77,7 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` as indented JSON with a final newline. NaN is refused: JSON has none."""
     with atomic_write(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )
+        temporary.write_text(_text(value), encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:
@@ -98,3 +95,33 @@ def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_sealed(path: Path | str, value: dict[str, Any]) -> None:
+    """Writes a JSON object with the SHA-256 of its own content as its first entry."""
+    write_json(path, {"sha256": _seal(value), **value})
+
+
+def read_sealed(path: Path | str) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote, without the SHA-256.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: a byte of it has changed, be it a space.
+    """
+    path = Path(path)
+    content = read_json(path)
+    if not isinstance(content, dict) or "sha256" not in content:
+        raise ValueError(f"{path} has no SHA-256 of its own: it is damaged, or of another version")
+    value = {name: each for name, each in content.items() if name != "sha256"}
+    if content["sha256"] != _seal(value) or path.read_bytes() != _text(content).encode():
+        raise ValueError(f"{path} is damaged or was edited (its SHA-256 is another)")
+    return value
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
