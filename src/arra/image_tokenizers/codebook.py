@@ -30,11 +30,22 @@ class CodebookAverage:
         self.sum_KD = torch.zeros_like(weight_KD)
 
     @torch.no_grad()
+    def start_from_codes(self, cells: int) -> None:
+        """Begins at the codebook as it is, as if all codes had been chosen equally often.
+
+        Args:
+            cells: latents of a batch.
+        """
+        self.count_K.fill_(cells / len(self.count_K))
+        self.sum_KD.copy_(self.model.codebook * self.count_K[:, None])
+
+    @torch.no_grad()
     def update(self, z_RD: Tensor, codes_R: Tensor) -> None:
         """Moves the codes towards the latents of one batch."""
-        chosen_RK = F.one_hot(codes_R, len(self.count_K)).to(z_RD.dtype)
-        self.count_K.lerp_(chosen_RK.sum(dim=0), 1 - self.decay)
-        self.sum_KD.lerp_(chosen_RK.T @ z_RD, 1 - self.decay)
+        chosen_K = torch.bincount(codes_R, minlength=len(self.count_K)).to(z_RD.dtype)
+        sum_KD = torch.zeros_like(self.sum_KD).index_add_(0, codes_R, z_RD)
+        self.count_K.lerp_(chosen_K, 1 - self.decay)
+        self.sum_KD.lerp_(sum_KD, 1 - self.decay)
         used_K1 = (self.count_K > 1e-6)[:, None]
         mean_KD = self.sum_KD / self.count_K.clamp(min=1e-6)[:, None]
         self._set(torch.where(used_K1, mean_KD, self.model.codes.weight))

@@ -2,35 +2,46 @@
 
 checkpoints/step-00000500/
     model.safetensors       the tokenizer's own state dict
-    training.safetensors    `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` and the code averages
+    ema.safetensors         its averaged weights, if any
+    NAME.safetensors        what else learns: `discriminator`, terms of the loss with parameters
+    training.safetensors    `exp_avg/MODULE.NAME`, `exp_avg_sq/…`, `step/…` and the code averages
     state.json              step, fingerprint of the source, SHA-256 of the files above
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from arra.files import atomic_dir, read_json, sha256_of, write_json
 from arra.image_tokenizers.codebook import CodebookAverage
-from arra.image_tokenizers.vq import VQModel
 
 
 @dataclass
 class FitState:
-    """Everything that a resume restores, in place, and the source it belongs to."""
+    """Everything that a resume restores, in place, and the source it belongs to.
+
+    Attributes:
+        source: fingerprint of the source.
+        modules: by name; `model` is the tokenizer.
+        optimizers: of their parameters, each in at most one.
+        average: behind the codebook.
+    """
 
     source: str
-    model: VQModel
-    optimizer: torch.optim.Optimizer
+    modules: dict[str, nn.Module]
+    optimizers: tuple[torch.optim.Optimizer, ...]
     average: CodebookAverage
 
-    def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that have gradients (all but the codebook, which follows averages)."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+    def named(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Every parameter, as `MODULE.NAME`."""
+        for module_name, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                yield f"{module_name}.{name}", parameter
 
 
 def latest(out: Path) -> Path | None:
@@ -41,20 +52,22 @@ def latest(out: Path) -> Path | None:
 
 def save(out: Path, step: int, state: FitState) -> None:
     """Writes the checkpoint of `step` (steps done) and removes the older ones."""
-    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
-    training: dict[str, Tensor] = {
+    names: dict[Tensor, str] = {parameter: name for name, parameter in state.named()}
+    parts = {name: module.state_dict() for name, module in state.modules.items()}
+    parts["training"] = {
         f"{key}/{names[parameter]}": value
-        for parameter, values in state.optimizer.state.items()
+        for optimizer in state.optimizers
+        for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }
-    training["codes/count"] = state.average.count_K
-    training["codes/sum"] = state.average.sum_KD
+    parts["training"]["codes/count"] = state.average.count_K
+    parts["training"]["codes/sum"] = state.average.sum_KD
     folder = out / "checkpoints" / f"step-{step:08d}"
     if folder.exists():
         return
     with atomic_dir(folder) as temporary:
         sums = {}
-        for part, tensors in (("model", state.model.state_dict()), ("training", training)):
+        for part, tensors in parts.items():
             file = temporary / f"{part}.safetensors"
             save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, file)
             sums[file.name] = sha256_of(file)
@@ -77,8 +90,15 @@ def restore(folder: Path, state: FitState) -> int:
     for name, expected in info["sha256"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name} is missing or damaged: remove {folder} to resume")
-    state.model.load_state_dict(load_file(folder / "model.safetensors"))
-    parameters = dict(state.model.named_parameters())
+    for name, module in state.modules.items():
+        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    parameters = dict(state.named())
+    owners = {
+        parameter: optimizer
+        for optimizer in state.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for flat, tensor in load_file(folder / "training.safetensors").items():
         key, _, name = flat.partition("/")
         if key == "codes":
@@ -86,5 +106,5 @@ def restore(folder: Path, state: FitState) -> int:
             average.copy_(tensor)
         else:
             parameter = parameters[name]
-            state.optimizer.state[parameter][key] = tensor.to(parameter.device)
+            owners[parameter].state[parameter][key] = tensor.to(parameter.device)
     return int(info["step"])

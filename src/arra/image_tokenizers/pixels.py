@@ -20,10 +20,29 @@ BLOCK = 256
 
 
 class PixelPool:
-    """Squares of `size` pixels of every readable row of a source."""
+    """Squares of `size` pixels of every readable row of a source.
 
-    def __init__(self, source: Source, size: int, *, seed: int, memory_gb: float) -> None:
-        self.source, self.size, self.seed = source, size, seed
+    Args:
+        source: what is read.
+        size: pixels of a side.
+        seed: of the order, and of what is cut and mirrored.
+        memory_gb: GiB of images kept.
+        crop_from: side of the squares that are read, of which random ones of `size` are cut.
+        flip: mirror every other image, left to right, at random.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        *,
+        seed: int,
+        memory_gb: float,
+        crop_from: int | None = None,
+        flip: bool = False,
+    ) -> None:
+        self.source, self.cut, self.seed, self.flip = source, size, seed, flip
+        self.size = size = crop_from or size
         self.rows = len(source)
         if self.rows == 0:
             raise ValueError(f"{source.name} has no rows to read")
@@ -38,17 +57,26 @@ class PixelPool:
     def batch(self, step: int, count: int) -> Tensor:
         """uint8 (N, 3, size, size), N = `count` less the rows that cannot be read."""
         images = []
+        # down, across and mirrored, for every position, whether its row can be read or not
+        chance = np.random.default_rng((self.seed, step, 1)).random((count, 3))
         for position in range(step * count, (step + 1) * count):
             row = int(self._epoch(position // self.rows)[position % self.rows])
             pixels_NCHW, place = self._block(row // BLOCK)
             if place[row % BLOCK] >= 0:
-                images.append(pixels_NCHW[place[row % BLOCK]])
+                image_CHW = pixels_NCHW[place[row % BLOCK]]
+                images.append(self._varied(image_CHW, chance[position - step * count]))
         if not images:
             row, reason = next(iter(self.rejected.items()))
             raise ValueError(
                 f"{self.source.name}: none of {count} images can be read; row {row}: {reason}"
             )
         return torch.stack(images)
+
+    def _varied(self, image_CHW: Tensor, chance: np.ndarray) -> Tensor:
+        """Cut and mirrored as three numbers in 0..1 say."""
+        top, left = (int(c * (self.size - self.cut + 1)) for c in chance[:2])
+        image_CHW = image_CHW[:, top : top + self.cut, left : left + self.cut]
+        return image_CHW.flip(2) if self.flip and chance[2] < 0.5 else image_CHW
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

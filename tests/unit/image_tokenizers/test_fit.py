@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from arra.data.sources import open_source
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.codebook import CodebookAverage
-from arra.image_tokenizers.fit import TokenizerConfig, fit_tokenizer, learning_rate
+from arra.image_tokenizers.fit import TokenizerConfig, fit_tokenizer
+from arra.image_tokenizers.fit_config import schedule
 from arra.image_tokenizers.pixels import PixelPool
 from arra.image_tokenizers.vq import VQConfig, VQModel
 
@@ -183,8 +184,8 @@ def test_dead_codes_are_revived(l2: bool) -> None:
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    settings = TokenizerConfig(source="x", out="y", steps=100, warmup=0.1, lr=1.0)
-    rates = [learning_rate(step, settings) for step in range(100)]
+    settings = TokenizerConfig(source="x", out="y", steps=100, warmup=0.1)
+    rates = [schedule(step, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1.0
     assert rates[-1] < 0.01
