@@ -11,7 +11,8 @@ Pooling, with what it means in the families (which has which: families.py, docs/
 - `mean` (the default where there is no class token): the mean over patch tokens of
   `last_hidden_state` (as the paper does for encoders without a class token).
 - `both`: `class` and `mean`, concatenated.
-- `patch`: the patch tokens themselves, h*w a picture in raster order.
+- `patch`: the patch tokens themselves, h*w a picture in raster order. The encoder then sees the
+  whole picture, squeezed to its input size: patch and code of one place belong together.
 
 Legend: N images, D feature width, H and W pixels the encoder sees, P patches.
 """
@@ -21,6 +22,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ from torch import Tensor, nn
 
 from arra.encoders import open_clip, own
 from arra.encoders.families import SHAPING_KEYS, Family, Read, Tokens, family_of
-from arra.encoders.preprocessing import Pixels, open_preprocessing
+from arra.encoders.preprocessing import Pixels, open_preprocessing, whole_pictures
 from arra.resolve import resolve_folder
 
 POOLINGS = ("class", "projected", "mean", "both", "patch")
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _SUFFIX = re.compile(rf"({'|'.join(POOLINGS)})(?::([1-9]\d*))?")
 
@@ -73,20 +77,35 @@ class Encoder:
             user's own encoder. `load_encoder(spec, pooling)` gives the same encoder again.
         dim: D.
         family: name of the architecture.
-        fingerprint: sha256 over weights, shape-free config values, preprocessing, pooling, family.
+        dtype: float32 or bfloat16, what it computes in.
+        fingerprint: sha256 over weights, shape-free config values, preprocessing, pooling, family,
+            and the dtype where it is not float32.
         model: the frozen model, in eval mode; transformers' own, or the user's.
     """
 
-    def __init__(self, spec: str, opened: _Opened, device: torch.device | str) -> None:
+    def __init__(self, spec: str, opened: _Opened, device: torch.device | str, dtype: str) -> None:
         self.spec, self.pooling, self.family = spec, opened.pooling, opened.family
         self.name = _short_name(spec)
-        self.dim = opened.dim
+        self.dim, self.dtype = opened.dim, dtype
         self.device = torch.device(device)
         self.pixels = opened.pixels
-        self.fingerprint = _fingerprint(opened)
+        self.fingerprint = _fingerprint(opened, dtype)
         self._features = opened.features
-        opened.model.to(self.device)
+        opened.model.to(device=self.device, dtype=_DTYPES[dtype])
         self.model: Any = opened.model.eval().requires_grad_(False)
+
+    @cached_property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of `patch`, else None; costs one picture's pass the first time."""
+        if not self.pooling.startswith("patch"):
+            return None
+        pixels_NCHW = self.preprocess([Image.new("RGB", (64, 64))])
+        with torch.no_grad():
+            patches = self.pool(pixels_NCHW).shape[1]
+        height, width = pixels_NCHW.shape[2:]
+        rows = round((patches * height / width) ** 0.5)
+        assert rows * (patches // rows) == patches, "patches that fill no grid"
+        return rows, patches // rows
 
     pixels: Pixels
     """What `preprocess` gives, still in main memory; may be called from several threads."""
@@ -101,8 +120,8 @@ class Encoder:
         return self.pixels(images).to(self.device)
 
     def pool(self, pixels_NCHW: Tensor) -> Tensor:
-        """Features (N, D) of preprocessed pixels. Differentiable with respect to the pixels."""
-        return self._features(self.model, pixels_NCHW)
+        """Features (N, D) float32 of preprocessed pixels. Differentiable with respect to those."""
+        return self._features(self.model, pixels_NCHW.to(_DTYPES[self.dtype])).to(torch.float32)
 
 
 def load_encoder(
@@ -111,6 +130,7 @@ def load_encoder(
     device: torch.device | str = "cpu",
     *,
     grids: bool = False,
+    dtype: str = "float32",
 ) -> Encoder:
     """Loads a frozen encoder.
 
@@ -121,14 +141,19 @@ def load_encoder(
         pooling: the same choice as an argument; the family's default where neither is given.
         device: where it computes.
         grids: that the caller can take the features (N, P, D) of `patch`.
+        dtype: what it computes in, float32 or bfloat16; features are float32 either way.
 
     Raises:
         FileNotFoundError: no config.json or preprocessor_config.json in the folder.
         ValueError: nothing there, an unknown architecture, a pooling or size the family does not
             have, or `patch` for a caller that takes one vector a picture.
     """
+    if dtype not in _DTYPES:
+        raise ValueError(f"encoders compute in {' or '.join(_DTYPES)}, not in {dtype!r}")
     if pooling in (None, own.POOLING) and own.is_own(str(spec)):
-        return Encoder(str(spec), _open_own(str(spec)), device)
+        if dtype != "float32":
+            raise ValueError(f"encoder {spec} is a function of yours and computes in float32 only")
+        return Encoder(str(spec), _open_own(str(spec)), device, dtype)
     bare, suffix = split_spec(str(spec))
     if own.is_own(bare):
         raise ValueError(f"encoder {bare} pools by itself: leave out {suffix or pooling!r}")
@@ -148,8 +173,8 @@ def load_encoder(
     folder = resolve_folder(bare, "encoder")
     if open_clip.is_open_clip(folder):
         folder = resolve_folder(bare, "encoder", also=open_clip.PUBLISHED)
-        return Encoder(bare, _open_clip(bare, folder, chosen, size), device)
-    return Encoder(bare, _open_family(bare, folder, chosen, size), device)
+        return Encoder(bare, _open_clip(bare, folder, chosen, size), device, dtype)
+    return Encoder(bare, _open_family(bare, folder, chosen, size), device, dtype)
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
@@ -175,7 +200,8 @@ def _open_family(spec: str, folder: Path, asked: str | None, size: int | None) -
     if size is not None and family.shrink is None:
         raise _no_size(spec, family.name, size)
     model = family.load(folder, pooling)
-    preprocessing = open_preprocessing(folder, family.processor, size)
+    whole = pooling == "patch"
+    preprocessing = open_preprocessing(folder, family.processor, size, whole=whole)
     if size is not None:
         assert family.shrink is not None
         family.shrink(model, size)
@@ -210,11 +236,12 @@ def _open_clip(spec: str, folder: Path, asked: str | None, size: int | None) -> 
         "processor": tower.preprocessing.described,
     }
     width = tower.projected if pooling == "projected" else config["hidden_size"]
+    seen = tower.preprocessing
     return _Opened(
         tower.name,
         pooling,
         tower.model,
-        tower.preprocessing.pixels,
+        (whole_pictures(seen) if pooling == "patch" else seen).pixels,
         _pooled(tower.read, pooling),
         int(width) * (2 if pooling == "both" else 1),
         described,
@@ -304,8 +331,9 @@ def _shaping(model: Any, family: Family) -> dict[str, Any]:
     return found
 
 
-def _fingerprint(opened: _Opened) -> str:
-    digest = hashlib.sha256(json.dumps(opened.described, sort_keys=True).encode())
+def _fingerprint(opened: _Opened, dtype: str) -> str:
+    described = opened.described | ({} if dtype == "float32" else {"dtype": dtype})
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(opened.model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())

@@ -315,6 +315,11 @@ def family_of(folder: Path) -> Family:
     if not path.is_file():
         raise FileNotFoundError(f"encoder {folder} has no config.json: it is not a model folder")
     kind = read_json(path).get("model_type")
+    if kind in ("siglip2", "siglip2_vision_model"):
+        raise ValueError(
+            f"encoder {folder} is SigLIP 2 of variable resolution (naflex), which is not "
+            f"supported: use one of fixed resolution, such as google/siglip2-base-patch16-224"
+        )
     if kind not in FAMILIES:
         raise ValueError(
             f"encoder {folder} is of type {kind!r}; supported are {', '.join(FAMILIES)}"

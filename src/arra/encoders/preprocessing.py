@@ -44,6 +44,8 @@ FLOAT_PROCESSORS = {"DINOv3ViTImageProcessor": (224, 224), "Sam2ImageProcessor":
 """Those that resize floats instead of 8-bit images, with the size of files that name none. (For
 SAM 2 this is what its authors do; transformers rounds to 8 bits in between.)"""
 
+_BICUBIC = Image.Resampling.BICUBIC
+
 _NAMES = ("image_processor_type", "feature_extractor_type", "processor_class")
 
 Pixels = Callable[[Sequence[Image.Image]], Tensor]
@@ -59,13 +61,17 @@ class Preprocessing:
     described: dict[str, Any]
 
 
-def open_preprocessing(folder: Path, default: str, size: int | None = None) -> Preprocessing:
+def open_preprocessing(
+    folder: Path, default: str, size: int | None = None, *, whole: bool = False
+) -> Preprocessing:
     """The preprocessing that an encoder's folder asks for.
 
     Args:
         folder: holds preprocessor_config.json or processor_config.json.
         default: the image processor of files that do not name theirs.
         size: pixels of the longest side and of the square padded to, instead of the file's.
+        whole: the encoder sees the whole picture, whatever its shape: what the file would cut from
+            the middle (DINOv2: 224 of 256 pixels) is all there is, at that size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,18 +81,41 @@ def open_preprocessing(folder: Path, default: str, size: int | None = None) -> P
     named = config.get("image_processor_type") or config.get("feature_extractor_type")
     kind = (named or default).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
     described = {key: value for key, value in config.items() if key not in _NAMES}
-    if kind in FLOAT_PROCESSORS:
+    if kind in FLOAT_PROCESSORS:  # these cut nothing and pad nothing
         return Preprocessing(_float_pixels(config, FLOAT_PROCESSORS[kind], folder), described)
     if kind not in PROCESSORS:
         known = ", ".join(sorted([*PROCESSORS, *FLOAT_PROCESSORS]))
         raise ValueError(f"encoder {folder} is preprocessed by {named}; supported are {known}")
-    smaller: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     if size is not None:
         square = {"height": size, "width": size}
-        smaller = {"size": {"longest_edge": size}, "pad_size": square}
-    processor: Any = PROCESSORS[kind]
-    processor = processor.from_pretrained(folder, local_files_only=True, **smaller)
-    return Preprocessing(_ByProcessor(processor), described | smaller)
+        changed = {"size": {"longest_edge": size}, "pad_size": square}
+    opened: Any = PROCESSORS[kind]
+    processor = opened.from_pretrained(folder, local_files_only=True, **changed)
+    if whole and processor.do_center_crop:
+        crop = {side: int(processor.crop_size[side]) for side in ("height", "width")}
+        changed = {"do_resize": True, "size": crop, "do_center_crop": False}
+    elif whole and kind == "ConvNextImageProcessor":
+        changed = {"crop_pct": 1.0}
+    processor = opened.from_pretrained(folder, local_files_only=True, **changed)
+    pixels = _ByProcessor(processor)
+    return Preprocessing(_Squared(pixels) if whole else pixels, described | changed)
+
+
+@dataclass(frozen=True)
+class _Squared:
+    """Long pictures become squares first, so that nothing is cut off or padded."""
+
+    pixels: Pixels
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        sides = [max(image.size) for image in images]
+        return self.pixels(
+            [
+                image if image.size == (side, side) else image.resize((side, side), _BICUBIC)
+                for image, side in zip(images, sides, strict=True)
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -156,6 +185,11 @@ class _Floats:
                 share_1CHW, self.side, mode=self.mode, antialias=True, align_corners=False
             )
         return (share_1CHW[0] - self.mean_C11) / self.std_C11
+
+
+def whole_pictures(preprocessing: Preprocessing) -> Preprocessing:
+    """The same for an encoder that must see a long picture whole; what it does to squares stays."""
+    return Preprocessing(_Squared(preprocessing.pixels), preprocessing.described)
 
 
 def open_clip_pixels(config: dict[str, Any], size: int, folder: Path) -> Preprocessing:

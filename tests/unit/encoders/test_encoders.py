@@ -85,7 +85,12 @@ def images():
 
 
 def expected(name, model, processor, images, pooling):
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    if pooling == "patch":  # of the whole picture: squeezed, and nothing cut from the middle
+        images = [image.resize((side := max(image.size), side), 3) for image in images]
+        whole = {"size": {"height": 24, "width": 24}, "do_center_crop": False}
+        pixels = processor(images=images, return_tensors="pt", **whole)["pixel_values"]
+    else:
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         if name == "clip":
             output = model.vision_model(pixel_values=pixels)
@@ -98,10 +103,11 @@ def expected(name, model, processor, images, pooling):
             token, patches = hidden[:, 0], hidden[:, 4 if name == "registers" else 1 :]
     assert patches.shape[1] == 9
     mean = patches.mean(dim=1)
-    return {"class": token, "mean": mean, "both": torch.cat([token, mean], dim=1)}[pooling]
+    both = torch.cat([token, mean], dim=1)
+    return {"class": token, "mean": mean, "both": both, "patch": patches}[pooling]
 
 
-@pytest.mark.parametrize("pooling", ["class", "mean", "both", "projected"])
+@pytest.mark.parametrize("pooling", ["class", "mean", "both", "projected", "patch"])
 @pytest.mark.parametrize("name", ["clip", "dinov2", "registers", "vit"])
 def test_equals_transformers(built, images, name, pooling):
     model, processor, folder = built[name]
@@ -109,12 +115,40 @@ def test_equals_transformers(built, images, name, pooling):
         with pytest.raises(ValueError, match="no projection"):
             load_encoder(folder, pooling)
         return
-    encoder = load_encoder(folder, pooling)
+    encoder = load_encoder(folder, pooling, grids=True)
     features = encoder(images)
     assert features.dtype == torch.float32
-    assert features.shape == (3, encoder.dim)
+    assert encoder.grid == ((3, 3) if pooling == "patch" else None)
+    assert features.shape == (3, *([9] if pooling == "patch" else []), encoder.dim)
     assert encoder.pooling == pooling
     torch.testing.assert_close(features, expected(name, model, processor, images, pooling))
+
+
+def test_patches_lie_where_they_are_in_the_picture(built):
+    """DINOv2's file cuts 224 of 256 pixels out of the middle: its patches would lie elsewhere."""
+    encoder = load_encoder(built["dinov2"][2], "patch", grids=True)
+    levels = np.zeros((60, 90, 3), np.uint8)
+    levels[:20, :30] = 255  # the first of 3 x 3 parts
+    seen = encoder.preprocess([Image.fromarray(levels)])[0, 0]
+    bright = (seen > seen.mean()).float().view(3, 8, 3, 8).mean((1, 3))
+    assert bright[0, 0] > 0.9
+    assert bright.sum() - bright[0, 0] < 0.3
+    assert "crop" in str(built["dinov2"][1].to_dict())
+    cut = load_encoder(built["dinov2"][2]).preprocess([Image.fromarray(levels)])[0, 0]
+    assert ((cut > cut.mean()).float().view(3, 8, 3, 8).mean((1, 3))[0, 0]) < 0.8
+
+
+def test_bfloat16_is_another_encoder(built, images):
+    folder = built["vit"][2]
+    exact, rounded = load_encoder(folder), load_encoder(folder, dtype="bfloat16")
+    assert rounded.fingerprint != exact.fingerprint
+    assert rounded.dtype == "bfloat16"
+    features = rounded(images)
+    assert features.dtype == torch.float32
+    cosine = torch.nn.functional.cosine_similarity(features, exact(images))
+    assert 0.995 < cosine.min() < 1 - 1e-7
+    with pytest.raises(ValueError, match="float32 or bfloat16, not in 'float16'"):
+        load_encoder(folder, dtype="float16")
 
 
 def test_pooling_by_suffix_and_default(built):
@@ -187,6 +221,9 @@ def test_refusals(built, tmp_path):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match=r"type 'llama'; supported are clip, .*dinov2, .*vit"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "siglip2"}')
+    with pytest.raises(ValueError, match=r"naflex.*use one of fixed resolution, such as google/"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match="no readable safetensors"):
