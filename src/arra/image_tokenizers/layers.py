@@ -64,6 +64,12 @@ class VQConfig(PreTrainedConfig):
     l2_normalize: bool = False
     dropout: float = 0.0
 
+    @classmethod
+    def sizes(cls) -> list[str]:
+        """Names of the attributes above, those of a subclass included."""
+        kinds = [kind for kind in cls.__mro__ if issubclass(kind, VQConfig)]
+        return [name for kind in reversed(kinds) for name in kind.__annotations__]
+
     def levels(self) -> list[int]:
         """Channels of each level, finest first."""
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
@@ -71,6 +77,23 @@ class VQConfig(PreTrainedConfig):
     def factor(self) -> int:
         """Pixels per side of one code's cell."""
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+
+
+class SemanticVQConfig(VQConfig):
+    """Sizes of a semantic tokenizer. `levels` and what follows from them describe the decoder.
+
+    Attributes:
+        encoder_layers: blocks of the frozen encoder that become codes, from 1, ascending; none: its
+            own patch features alone.
+        encoder_dim: hidden width d of the frozen encoder.
+        encoder_sha256: of the encoder's files in the folder, so that others are noticed.
+    """
+
+    model_type = "arra_semantic_vq"
+
+    encoder_layers: Sequence[int] = ()
+    encoder_dim: int = 0
+    encoder_sha256: str = ""
 
 
 class PixelNorm(nn.Module):
@@ -237,7 +260,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(before, 3 * config.patch_size**2, 3, padding=1)
 
     def forward(self, z_NCHW: Tensor) -> Tensor:
-        h_NCHW = self.middle(self.conv_in(z_NCHW))
+        return self.paint(self.trunk(z_NCHW))
+
+    def trunk(self, z_NCHW: Tensor) -> Tensor:
+        """The part on the grid of codes, (N, C, h, w): where a teacher's features are compared."""
+        return self.middle(self.conv_in(z_NCHW))
+
+    def paint(self, h_NCHW: Tensor) -> Tensor:
+        """From the trunk to pixels (N, 3, H, W)."""
         for level in self.levels:
             h_NCHW = level(h_NCHW)
         h_NCHW = self.conv_out(F.silu(self.norm_out(h_NCHW)))

@@ -11,8 +11,9 @@ from arra.files import read_json
 from arra.foreign import read_foreign
 from arra.image_tokenizers.frames import described_in, from_tensors
 from arra.image_tokenizers.interface import ImageTokenizer
+from arra.image_tokenizers.layers import SemanticVQConfig, VQConfig
 from arra.image_tokenizers.published import INSIDE, Parts, from_original, from_transformers
-from arra.image_tokenizers.vq import VQConfig, VQModel
+from arra.image_tokenizers.vq import VQModel
 
 VQGAN = "vqgan.ckpt"
 
@@ -40,6 +41,10 @@ def load_folder(folder: Path, device: str = "cpu") -> ImageTokenizer:
         found = settings.get("model_type") if isinstance(settings, dict) else None
         if found == VQConfig.model_type:
             return _ours(folder, settings).model(device)
+        if found == SemanticVQConfig.model_type:
+            from arra.image_tokenizers.semantic import open_semantic  # encoders load slowly
+
+            return open_semantic(folder, settings, device)
         frames = described_in(settings) if isinstance(settings, dict) else None
         if frames is not None:
             return from_tensors(_inside(folder), frames, folder).to(torch.device(device))
@@ -58,11 +63,6 @@ def load_folder(folder: Path, device: str = "cpu") -> ImageTokenizer:
 
 
 def _ours(folder: Path, settings: dict[str, Any]) -> Parts:
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(
-            f"{folder} holds no image tokenizer: model.safetensors is missing. Name a folder "
-            f"written by `arra tokenizer train` or `arra convert`"
-        )
     config = VQConfig.from_dict(settings)
     return Parts(None, config, stored(folder, config), {})
 
@@ -74,8 +74,21 @@ def stored(folder: Path, config: VQConfig) -> dict[str, Tensor]:
         ValueError: they are damaged, or do not fit.
     """
     with torch.device("meta"):
-        model = VQModel(config)
+        return fitting(folder, VQModel(config))
+
+
+def fitting(folder: Path, model: VQModel) -> dict[str, Tensor]:
+    """The tensors of our folder, which must have the names and shapes of `model`'s.
+
+    Raises:
+        ValueError: they are missing, damaged, or do not fit.
+    """
     file = folder / "model.safetensors"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} holds no image tokenizer: model.safetensors is missing. Name a folder "
+            f"written by `arra tokenizer train` or `arra convert`"
+        )
     tensors = _tensors(file)
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}

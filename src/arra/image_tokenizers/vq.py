@@ -12,6 +12,7 @@ Legend: N images, C channels, H and W pixels, h and w cells (h = H / factor), K 
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,16 @@ class VQModel(PreTrainedModel):
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)
         _check(config)
-        self.encoder = Encoder(config)
+        self.encoder = self.make_encoder()
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.codes = nn.Embedding(config.codebook_size, config.codebook_dim)
         self.post_init()
+
+    def make_encoder(self) -> nn.Module:
+        """From what `seen` gives to latents (N, z, h, w)."""
+        return Encoder(self.config)
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initial values stand; weights that a folder lacks are an error at load."""
@@ -70,7 +75,7 @@ class VQModel(PreTrainedModel):
         """sha256 of everything that decides codes and pixels, in float32 whatever is stored."""
         config = {
             name: list(value) if isinstance(value, list | tuple) else value
-            for name in sorted(VQConfig.__annotations__)
+            for name in sorted(self.config.sizes())
             if name not in ("image_size", "dropout", "config")
             for value in [getattr(self.config, name)]
         }
@@ -82,7 +87,15 @@ class VQModel(PreTrainedModel):
 
     def latents(self, x_NCHW: Tensor) -> Tensor:
         """Floats -1..1 (N, 3, H, W) to what is compared with the codebook, (N, D, h, w)."""
-        z_NDHW = self.quant_conv(self.encoder(x_NCHW))
+        return self.latents_of(self.seen(x_NCHW))
+
+    def seen(self, x_NCHW: Tensor) -> Any:
+        """What the encoder is given of floats -1..1: the pixels themselves."""
+        return x_NCHW
+
+    def latents_of(self, seen: Any) -> Tensor:
+        """The latents (N, D, h, w) of what `seen` gave."""
+        z_NDHW = self.quant_conv(self.encoder(seen))
         return F.normalize(z_NDHW, dim=1) if self.config.l2_normalize else z_NDHW
 
     @torch.no_grad()
