@@ -4,14 +4,17 @@ Legend: N images, C = 3 channels, H and W pixels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
 
-from arra.data.images import BadImage, load_rgb, square, to_uint8
+from arra.data.framing import Framing
+from arra.data.images import BadImage, load_rgb, to_uint8
 from arra.data.sources import Record, Reject, Scalar
 from arra.encoders.preprocessing import Pixels
+
+_WHOLE = ""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Decoded:
         id, text, row, extra: as in `sources.Record`.
         pixels_CHW: uint8 (3, H, W), what the image tokenizer encodes.
         seen: feature name -> the same picture after that encoder's own preprocessing.
+        views: further frames of the same picture and caption; their ids are `ID#VIEW`.
+        view_of: for such a view, the row's own id.
     """
 
     id: str
@@ -30,41 +35,52 @@ class Decoded:
     pixels_CHW: torch.Tensor
     seen: Mapping[str, torch.Tensor]
     extra: Mapping[str, Scalar] = field(default_factory=dict)
+    views: tuple["Decoded", ...] = ()
+    view_of: str | None = None
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes, crops once, and preprocesses for each encoder. Can be sent to another process.
+    """Decodes, frames once, and preprocesses for each encoder. Can be sent to another process.
 
     Attributes:
-        size: pixels per side of the square.
+        framing: what of a picture is seen, and its views.
         preprocessing: by feature name, each encoder's own.
     """
 
-    size: int
+    framing: Framing
     preprocessing: Mapping[str, Pixels]
 
     def __call__(self, rows: Sequence[Record | Reject]) -> list[Decoded | Reject]:
         """One item per row, in order: a picture, or why there is none."""
-        images = [self._square(row) for row in rows]
-        good = [image for image in images if isinstance(image, Image.Image)]
+        framed = [self._frames(row) for row in rows]
+        good = [image for frames in framed if isinstance(frames, dict) for image in frames.values()]
         # Preprocessing works image by image: groups only save its overhead, up to two thirds.
         seen = {n: iter(each(good)) for n, each in self.preprocessing.items()} if good else {}
         done: list[Decoded | Reject] = []
-        for row, image in zip(rows, images, strict=True):
-            if isinstance(image, Reject):
-                done.append(image)
+        for row, frames in zip(rows, framed, strict=True):
+            if isinstance(frames, Reject):
+                done.append(frames)
                 continue
             assert isinstance(row, Record)
-            pixels_CHW = to_uint8([image])[0]
-            views = {name: next(each) for name, each in seen.items()}
-            done.append(Decoded(row.id, row.text, row.row, pixels_CHW, views, row.extra))
+            items = {}
+            for view, image in frames.items():
+                of_encoders = {name: next(each) for name, each in seen.items()}
+                pixels_CHW = to_uint8([image])[0]
+                items[view] = Decoded(row.id, row.text, row.row, pixels_CHW, of_encoders, row.extra)
+            whole = items.pop(_WHOLE)
+            views = [
+                replace(item, id=f"{row.id}#{view}", view_of=row.id) for view, item in items.items()
+            ]
+            done.append(replace(whole, views=tuple(views)))
         return done
 
-    def _square(self, row: Record | Reject) -> Image.Image | Reject:
+    def _frames(self, row: Record | Reject) -> dict[str, Image.Image] | Reject:
+        """The row's own frame, called _WHOLE, and its views by name."""
         if isinstance(row, Reject):
             return row
         try:
-            return square(load_rgb(row.image), self.size)
+            image = load_rgb(row.image)
+            return {_WHOLE: self.framing.frame(image), **self.framing.views_of(image, row.text)}
         except BadImage as error:
             return Reject(row.row, row.id, error.reason)

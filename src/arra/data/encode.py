@@ -4,7 +4,7 @@ Legend: N images, D feature width, n tokens of a caption, h and w code rows and 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,39 @@ class Models:
         return {name: encoder.dim for name, encoder in self.text_encoders.items()}
 
     def encode(self, batch: Sequence[Decoded]) -> list[Row | Reject]:
-        """One row or reject per picture, in order."""
+        """One row or reject per item, in order. All pictures of a batch have one shape.
+
+        Views go through the models in batches of the same length. A row stands or falls with them.
+        """
+        captions = [item.text for item in batch]
+        texts = {name: encoder(captions) for name, encoder in self.text_encoders.items()}
+        flat = [each for item in batch for each in (item, *item.views)]
+        made = iter(
+            [
+                row
+                for start in range(0, len(flat), len(batch))
+                for row in self._see(flat[start : start + len(batch)])
+            ]
+        )
+        done: list[Row | Reject] = []
+        for position, item in enumerate(batch):
+            texts_nD = {name: value[position].numpy() for name, value in texts.items()}
+            reason = _bad_text(item, texts_nD)
+            whole, *views = (next(made) for _ in range(1 + len(item.views)))
+            bad = next((row.reason for row in (whole, *views) if isinstance(row, Reject)), reason)
+            if bad is not None:
+                done.append(Reject(item.row, item.id, bad))
+                continue
+            rows = [
+                replace(row, text_features=texts_nD)
+                for row in (whole, *views)
+                if isinstance(row, Row)
+            ]
+            done.append(replace(rows[0], views=tuple(rows[1:])))
+        return done
+
+    def _see(self, batch: Sequence[Decoded]) -> list[Row | Reject]:
+        """Codes and features of pictures."""
         pixels_NCHW = torch.stack([item.pixels_CHW for item in batch])
         codes_Nhw = self.tokenizer.encode(pixels_NCHW.to(self.device)).cpu().numpy()
         assert codes_Nhw.ndim == 3
@@ -56,27 +88,27 @@ class Models:
             value_ND = encoder.pool(seen_NCHW.to(self.device)).to(torch.float16).cpu().numpy()
             assert value_ND.shape == (len(batch), encoder.dim)
             features_ND[name] = value_ND
-        captions = [item.text for item in batch]
-        texts = {name: encoder(captions) for name, encoder in self.text_encoders.items()}
         done: list[Row | Reject] = []
         for position, item in enumerate(batch):
             features = {name: value[position] for name, value in features_ND.items()}
-            texts_nD = {name: value[position].numpy() for name, value in texts.items()}
-            reason = _bad_row(item, features, texts_nD)
+            reason = _bad_features(item, features)
             if reason is None:
-                done.append(_row(item, codes_Nhw[position], features, texts_nD))
+                done.append(_row(item, codes_Nhw[position], features))
             else:
                 done.append(Reject(item.row, item.id, reason))
         return done
 
 
-def _bad_row(
-    item: Decoded, features: Mapping[str, np.ndarray], texts_nD: Mapping[str, np.ndarray]
-) -> str | None:
+def _bad_features(item: Decoded, features: Mapping[str, np.ndarray]) -> str | None:
     for name, feature_D in features.items():
         reason = bad_feature(feature_D)
         if reason is not None:
-            return f"feature {name!r} is {reason} in float16"
+            view = f" of the view {item.id}" if item.view_of is not None else ""
+            return f"feature {name!r}{view} is {reason} in float16"
+    return None
+
+
+def _bad_text(item: Decoded, texts_nD: Mapping[str, np.ndarray]) -> str | None:
     for name, text_nD in texts_nD.items():
         if not np.isfinite(text_nD).all():
             return f"text feature {name!r} is NaN or infinite in float16"
@@ -86,22 +118,18 @@ def _bad_row(
     return None
 
 
-def _row(
-    item: Decoded,
-    codes_hw: np.ndarray,
-    features: Mapping[str, np.ndarray],
-    texts_nD: Mapping[str, np.ndarray],
-) -> Row:
+def _row(item: Decoded, codes_hw: np.ndarray, features: Mapping[str, np.ndarray]) -> Row:
     sample, index = item.extra.get("sample"), item.extra.get("image_index")
+    view = "" if item.view_of is None else item.id.removeprefix(item.view_of)  # "#flip"
     return Row(
         id=item.id,
-        sample=item.id if sample is None else str(sample),
+        sample=item.id if sample is None else f"{sample}{view}",
         image_index=index if isinstance(index, int) else 0,
         text=item.text,
         codes_hw=codes_hw,
         features=features,
         extra=item.extra,
-        text_features=texts_nD,
+        view_of=item.view_of,
     )
 
 

@@ -36,30 +36,33 @@ def make_units(job: Job, waiting: Sequence[Unit]) -> None:
 
 
 def _make(job: Job, unit: Unit, pool: ThreadPoolExecutor, meter: Meter) -> list[Row | Reject]:
-    """A row or a reject for each row of the unit, in order. Batches never cross a unit."""
+    """A row or a reject for each row of the unit, in order.
+
+    Batches never cross a unit, and pictures of one batch have one shape.
+    """
     done: list[Row | Reject | None] = []
-    batch: list[Decoded] = []
-    places: list[int] = []
+    batches: dict[tuple[int, ...], list[tuple[int, Decoded]]] = {}
 
-    def flush() -> None:
-        for place, item in zip(places, job.models.encode(batch), strict=True):
+    def flush(batch: list[tuple[int, Decoded]]) -> None:
+        made = job.models.encode([item for _, item in batch])
+        for (place, _), item in zip(batch, made, strict=True):
             done[place] = item
-        meter.add(len(batch), sum(isinstance(done[place], Reject) for place in places))
+        meter.add(len(batch), sum(isinstance(item, Reject) for item in made))
         batch.clear()
-        places.clear()
 
-    for item in _decoded(job.decoder, unit, pool, 2 * job.config.batch_size):
+    for item in _decoded(job.decoder(unit.split), unit, pool, 2 * job.config.batch_size):
         if isinstance(item, Reject):
             done.append(item)
             meter.add(1, 1)
             continue
-        places.append(len(done))
+        batch = batches.setdefault(tuple(item.pixels_CHW.shape), [])
+        batch.append((len(done), item))
         done.append(None)  # until its batch is full
-        batch.append(item)
         if len(batch) == job.config.batch_size:
-            flush()
-    if batch:
-        flush()
+            flush(batch)
+    for batch in batches.values():
+        if batch:
+            flush(batch)
     return [item for item in done if item is not None]
 
 

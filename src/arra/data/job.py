@@ -19,7 +19,7 @@ from PIL import Image
 from arra.data.decode import Decoder
 from arra.data.encode import Models, manifest_columns, shard_columns
 from arra.data.feature_statistics import feature_infos
-from arra.data.images import CROP
+from arra.data.framing import Framing
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import Unit, make_plan, settle_plan, split_off, units_of
 from arra.data.prepare_config import PrepareConfig, named_encoders, split_name
@@ -57,6 +57,7 @@ class Job:
         parts: the dataset's splits.
         units: every shard that is to be, in order.
         plan: as resolved once and kept (plan.py).
+        framing: what of a picture is seen.
     """
 
     config: PrepareConfig
@@ -64,17 +65,18 @@ class Job:
     parts: Mapping[str, Source]
     units: Sequence[Unit]
     plan: Mapping[str, Any]
+    framing: Framing
 
     @property
     def out(self) -> Path:
         """The dataset's folder."""
         return self.config.out
 
-    @property
-    def decoder(self) -> Decoder:
-        """The stage before the models; it can be sent to another process."""
+    def decoder(self, split: str) -> Decoder:
+        """The stage before the models; it can be sent to another process. Views are for train."""
         encoders = self.models.encoders
-        return Decoder(self.config.size, {name: e.pixels for name, e in encoders.items()})
+        framing = self.framing if split == "train" else replace(self.framing, views="none")
+        return Decoder(framing, {name: e.pixels for name, e in encoders.items()})
 
     # ---- units ----------------------------------------------------------------------------------
 
@@ -115,7 +117,8 @@ class Job:
         if rows:
             columns = shard_columns(unit.source.columns)
             dims, text_dims = self.models.dims, self.models.text_dims
-            shard = write_shard(self.out / unit.file, rows, dims, columns, text_dims)
+            with_views = self.framing.views != "none"
+            shard = write_shard(self.out / unit.file, rows, dims, columns, text_dims, with_views)
         write_json(
             self.note(unit),
             {
@@ -171,7 +174,8 @@ class Job:
                 ),
                 features={k: replace(v, spec=_anchored(v.spec)) for k, v in infos.items()},
                 size=config.size,
-                crop=CROP,
+                crop=self.framing.name,
+                framing=self.framing.described(),
                 columns=manifest_columns(source.columns),
                 class_names=list(source.class_names),
                 source={
@@ -222,11 +226,7 @@ def open_job(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = Non
         from arra.image_tokenizers import load_image_tokenizer
 
         image_tokenizer = load_image_tokenizer(config.image_tokenizer, device)
-    if config.size % image_tokenizer.factor:
-        raise ValueError(
-            f"--size {config.size} does not fit image tokenizer {config.image_tokenizer}, which "
-            f"makes one code of {image_tokenizer.factor} pixels: choose a multiple"
-        )
+    framing = config.framing_for(image_tokenizer.factor)
     encoders = _load_encoders(config.encoder, device)
     text_encoders = _load_text_encoder(config, device)
     fingerprints = {name: encoder.fingerprint for name, encoder in encoders.items()}
@@ -240,10 +240,11 @@ def open_job(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = Non
             encoders=fingerprints,
             threads=config.threads or torch.get_num_threads(),
             device=device,
+            crop=framing.name,
         ),
     )
     models = Models(image_tokenizer, encoders, text_encoders, device)
-    return Job(config, models, parts, units_of(parts, config.shard_rows), plan)
+    return Job(config, models, parts, units_of(parts, config.shard_rows), plan, framing)
 
 
 def _open_sources(config: PrepareConfig) -> dict[str, Source]:

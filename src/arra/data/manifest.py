@@ -19,11 +19,12 @@ AGAIN = "run the same `arra prepare` command again, it makes only what is damage
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One Parquet file of a split."""
+    """One Parquet file of a split; `views` of its rows are further views of the others."""
 
     file: str
     rows: int
     sha256: str
+    views: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class SplitInfo:
 
     rows: int
     shards: list[ShardInfo]
+
+    @property
+    def views(self) -> int:
+        """How many of the rows are further views of others."""
+        return sum(shard.views for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,9 @@ class Manifest:
         splits: name -> shards. Splits without a usable row are left out.
         tokenizer: what made the codes.
         features: name -> encoder and statistics; the column is `feature.<name>`.
-        size: pixels per side that tokenizer and encoders saw.
-        crop: how the square was cut.
+        size: pixels per side that tokenizer and encoders saw; of buckets about that.
+        crop: how pictures were framed, in words.
+        framing: the same for `framing.framing_of`.
         columns: extra columns of the source, name -> string, int64, double or bool.
         class_names: names of the integers in the column `label`, where the source says them.
         source: the source's name, columns and fingerprint per split.
@@ -114,6 +121,7 @@ class Manifest:
     rejects: int = 0
     rejects_sha256: str = ""
     text_features: dict[str, TextFeatureInfo] = field(default_factory=dict)
+    framing: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
 

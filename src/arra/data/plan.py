@@ -16,7 +16,6 @@ import pyarrow
 import torch
 import transformers
 
-from arra.data.images import CROP
 from arra.data.shards import shard_name
 from arra.data.sources import Rows, Source
 from arra.data.text_column import TEXT_FEATURE
@@ -110,6 +109,7 @@ def make_plan(
     encoders: Mapping[str, str],
     threads: int,
     device: str,
+    crop: str,
 ) -> dict[str, Any]:
     """The plan as JSON.
 
@@ -119,6 +119,7 @@ def make_plan(
         tokenizer: fingerprint of the image tokenizer.
         encoders: feature name -> fingerprint of the encoder; of captions, with their prefix.
         threads, device: as resolved.
+        crop: how pictures are framed, in words.
     """
     return {
         "plan_version": PLAN_VERSION,
@@ -126,7 +127,7 @@ def make_plan(
         "threads": threads,
         "device": device,
         "dtype": "float32",
-        "crop": CROP,
+        "crop": crop,
         "tokenizer": tokenizer,
         "encoders": dict(encoders),
         "sources": {name: source.fingerprint for name, source in parts.items()},

@@ -6,10 +6,11 @@ The field docstrings are the `--help` text.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
+from arra.data.framing import Framing
 from arra.encoders.text import TEXT_LENGTH
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -37,7 +38,22 @@ class PrepareConfig:
     text_length: int = TEXT_LENGTH
     """Tokens of a caption that the text encoder sees at most; longer ones are cut."""
     size: int = 256
-    """Pixels per side of the centre crop that tokenizer and encoders see."""
+    """Pixels per side of the square that tokenizer and encoders see; of buckets about that."""
+    framing: Literal["crop", "pad", "buckets"] = "crop"
+    """crop: the centre square. pad: the whole picture, the rest of the square filled. buckets: the
+    centre of a rectangle of about its aspect ratio and size x size pixels, as Lumina-mGPT does;
+    for models that paint any grid."""
+    pad_colour: str = "white"
+    """What --framing pad fills with, a name or #rrggbb; black suits X-rays."""
+    bucket_step: int = 0
+    """Pixels: sides of --framing buckets are multiples of it; 0 = two codes (Lumina-mGPT's 32)."""
+    views: Literal["none", "flip", "ten-crop"] = "none"
+    """Further rows of each train picture, of which training draws one each time: mirrored, or
+    LlamaGen's ten crops. Captions that say left or right get no mirrored ones."""
+    min_side: int = 0
+    """Pixels: leaves out pictures with a shorter side than that."""
+    max_aspect: float | None = None
+    """Leaves out pictures whose longest side is more than so many times the shortest."""
     text_column: str = "text"
     """Column that holds the caption."""
     image_column: str = "image"
@@ -65,9 +81,11 @@ class PrepareConfig:
         for name in ("size", "batch_size", "shard_rows", "text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("threads", "workers", "seed"):
+        for name in ("threads", "workers", "seed", "bucket_step", "min_side"):
             if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative")
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative")
+        if self.max_aspect is not None and self.max_aspect < 1:
+            raise ValueError("--max-aspect must be at least 1, which lets squares through")
         if self.limit is not None and self.limit < 1:
             raise ValueError("--limit must be at least 1")
         if not 0 <= self.val_fraction < 1:
@@ -75,6 +93,29 @@ class PrepareConfig:
         named_encoders(self.encoder)
         if self.text_encoder is not None:
             split_name("--text-encoder", self.text_encoder)
+
+    def framing_for(self, factor: int) -> Framing:
+        """How pictures are framed for an image tokenizer that makes one code of `factor` pixels.
+
+        Raises:
+            ValueError: sizes that it cannot take, or a framing that cannot be.
+        """
+        step = self.bucket_step or 2 * factor
+        for flag, pixels in (("--size", self.size), ("--bucket-step", step)):
+            if pixels % factor:
+                raise ValueError(
+                    f"{flag} {pixels} does not fit image tokenizer {self.image_tokenizer}, which "
+                    f"makes one code of {factor} pixels: choose a multiple"
+                )
+        return Framing(
+            self.size,
+            self.framing,
+            self.pad_colour,
+            step,
+            self.views,
+            self.min_side,
+            self.max_aspect,
+        )
 
 
 def named_encoders(specs: tuple[str, ...]) -> dict[str | None, list[str]]:

@@ -86,6 +86,8 @@ class Row:
         features: name -> (D) float16.
         extra: the source's other columns.
         text_features: name -> (n, D) float16 of the caption's n tokens.
+        views: further rows of the same picture, which follow it in the shard.
+        view_of: for such a row, the id of the picture's own.
     """
 
     id: str
@@ -96,6 +98,8 @@ class Row:
     features: Mapping[str, np.ndarray]
     extra: Mapping[str, Any] = field(default_factory=dict)
     text_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    views: tuple["Row", ...] = ()
+    view_of: str | None = None
 
 
 def shard_name(split: str, number: int) -> str:
@@ -127,6 +131,7 @@ def write_shard(
     dims: Mapping[str, int],
     columns: Mapping[str, type],
     text_dims: Mapping[str, int] | None = None,
+    with_views: bool = False,
 ) -> ShardInfo:
     """Writes rows as one Parquet file, aside and renamed.
 
@@ -134,21 +139,26 @@ def write_shard(
 
     Args:
         path: of the file.
-        rows: at least one, in order.
+        rows: at least one, in order; their views follow them.
         dims: name -> D of every feature.
         columns: names and types of `Row.extra`.
         text_dims: name -> D of every text feature.
+        with_views: whether the dataset has views, so that its shards have the column `view_of`.
 
     Raises:
         OSError: the disk is full, or cannot be written.
     """
     sink = pa.BufferOutputStream()
-    table = _table(rows, dims, columns, text_dims or {})
+    written = [each for row in rows for each in (row, *row.views)]
+    assert with_views or len(written) == len(rows)
+    table = _table(written, dims, columns, text_dims or {})
+    if with_views:
+        table = table.append_column("view_of", pa.array([r.view_of for r in written], pa.string()))
     compression, level = compression_of(table.schema) if text_dims else ("zstd", 3)
     pq.write_table(
         table,
         sink,
-        row_group_size=GROUP_ROWS if text_dims else len(rows),
+        row_group_size=GROUP_ROWS if text_dims else len(written),
         version="2.6",
         compression=compression,
         compression_level=level,
@@ -159,7 +169,8 @@ def write_shard(
     content = sink.getvalue()
     with atomic_write(path) as temporary, open(temporary, "wb") as handle:
         handle.write(content)
-    return ShardInfo(path.name, len(rows), hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    return ShardInfo(path.name, len(written), digest, len(written) - len(rows))
 
 
 def _table(
@@ -208,6 +219,7 @@ class Dataset:
         grids: (N, 2) int16, code rows and columns.
         features: name -> (N, D) float16.
         text_features: name -> the captions' features, read row by row when asked for.
+        view_of: of each row that is a view of another, that row's id; else None.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest, table: pa.Table) -> None:
@@ -228,6 +240,9 @@ class Dataset:
             for name in table.column_names
             if name.startswith(FEATURE)
         }
+        self.view_of: list[str | None] = [None] * len(self.ids)
+        if "view_of" in table.column_names:
+            self.view_of = table.column("view_of").to_pylist()
         shards = manifest.splits[split].shards
         self.text_features = {
             name: TextColumn(folder, shards, name, info.dim)
@@ -321,6 +336,7 @@ def open_dataset(
             )
     columns = ["id", "sample", "image_index", "text", "image_ids", "grid_height", "grid_width"]
     columns += [FEATURE + name for name in wanted]
+    columns += ["view_of"] if manifest.splits[split].views else []
     tables = [
         _read_shard(folder / shard.file, shard, columns, check)
         for shard in manifest.splits[split].shards
