@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from arra.image_tokenizers.layers import PixelNorm, ResBlock, SemanticVQConfig, VQConfig
 from arra.image_tokenizers.loading import fitting
-from arra.image_tokenizers.teacher import Teacher
+from arra.image_tokenizers.teacher import Teacher, stored_sha256
 from arra.image_tokenizers.vq import VQModel
 
 ENCODER = "encoder"
@@ -110,24 +110,15 @@ def open_semantic(folder: Path, settings: dict[str, Any], device: str = "cpu") -
         model = SemanticVQModel(config)
     tensors = fitting(folder, model)
     model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
-    model.teacher = open_teacher(folder / ENCODER, tuple(config.encoder_layers))
-    if model.teacher.files_sha256() != config.encoder_sha256:
+    inside = folder / ENCODER
+    if not inside.is_dir():
+        raise ValueError(f"{inside}, the frozen encoder that the codes are made of, is missing")
+    if stored_sha256(inside) != config.encoder_sha256:
         raise ValueError(
-            f"{folder / ENCODER} is not the encoder that {folder} was fitted with: put the "
-            f"original back"
+            f"{inside} is not the encoder that {folder} was fitted with: put the original back"
         )
+    model.teacher = Teacher(inside, tuple(config.encoder_layers))
     return model.eval().requires_grad_(False).to(torch.device(device))
-
-
-def open_teacher(folder: Path, layers: tuple[int, ...]) -> Teacher:
-    """The frozen encoder that a tokenizer's folder holds.
-
-    Raises:
-        ValueError: it is missing, damaged, or lacks these layers.
-    """
-    if not (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{folder}, the frozen encoder that the codes are made of, is missing")
-    return Teacher(folder, layers)
 
 
 def semantic_config(config: VQConfig, teacher: Teacher) -> SemanticVQConfig:
@@ -137,5 +128,5 @@ def semantic_config(config: VQConfig, teacher: Teacher) -> SemanticVQConfig:
         **sizes,
         encoder_layers=list(teacher.layers),
         encoder_dim=teacher.dim,
-        encoder_sha256=teacher.files_sha256(),
+        encoder_sha256=stored_sha256(teacher.folder),
     )

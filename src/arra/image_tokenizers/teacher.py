@@ -96,12 +96,6 @@ class Teacher:
         """The blocks at DEPTHS; () for an encoder that shows none."""
         return tuple(sorted({max(1, round(part * self.depth)) for part in DEPTHS if self.depth}))
 
-    def files_sha256(self) -> str:
-        """Of the files that `store_teacher` wrote into `folder`: names and contents."""
-        files = sorted(f for f in self.folder.iterdir() if f.suffix in (".json", ".safetensors"))
-        described = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
-        return hashlib.sha256(described.encode()).hexdigest()
-
     @torch.no_grad()
     def __call__(self, x_NCHW: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         """Floats -1..1 (N, 3, H, W) to features (N, d, h, w) of each layer, shallow to deep.
@@ -190,3 +184,10 @@ def _store_open_clip(origin: Path, folder: Path) -> None:
     kept = {name: t.clone() for name, t in tensors.items() if name.startswith("visual.")}
     save_file(kept, folder / open_clip.PUBLISHED[0], metadata={"format": "pt"})
     shutil.copyfile(origin / open_clip.CONFIG, folder / open_clip.CONFIG)
+
+
+def stored_sha256(folder: Path) -> str:
+    """Of the files that `store_teacher` wrote: names and contents."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    described = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(described.encode()).hexdigest()
