@@ -1,11 +1,13 @@
 """`arra VERB`: parsing only. Whatever is heavy is imported inside the verb."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
-  doctor      what a training run would need: memory and time, before anything starts
+  doctor      is a dataset whole and sound; what would a run need in memory and time
 
   --version   print the version
   --debug     (anywhere) full tracebacks
@@ -108,9 +110,18 @@ def _prepare(arguments: Sequence[str]) -> None:
 def _tokenizer(arguments: Sequence[str]) -> None:
     action = arguments[0] if arguments else "--help"
     if action == "train":
-        from arra.image_tokenizers.fit import TokenizerConfig, fit_tokenizer
+        import tyro
 
-        print(fit_tokenizer(_parse(TokenizerConfig, arguments[1:], "arra tokenizer train")))
+        from arra.image_tokenizers.fit import TokenizerConfig, fit_tokenizer
+        from arra.image_tokenizers.fit_recipes import starting_from
+
+        try:
+            start = starting_from(arguments[1:])
+        except ValueError as error:
+            raise WrongUse(_sentence(error)) from None
+        default = dataclasses.replace(start, source=tyro.MISSING, out=tyro.MISSING)
+        config = _parse(TokenizerConfig, arguments[1:], "arra tokenizer train", default)
+        print(fit_tokenizer(config))
     elif action == "evaluate":
         from arra.image_tokenizers.measure import MeasureConfig, measure_tokenizer
 
@@ -196,9 +207,46 @@ def _convert(arguments: Sequence[str]) -> None:
 
 
 def _doctor(arguments: Sequence[str]) -> None:
-    helped = any(a in ("-h", "--help") for a in arguments)
-    if not helped and not any(a.split("=")[0] == "--plan" for a in arguments):
-        raise WrongUse("arra doctor plans a run: arra doctor --plan RECIPE [--gpus 1 ...]")
+    planned = any(a.split("=")[0] == "--plan" for a in arguments)
+    if planned:
+        _plan_a_run(arguments)
+    elif not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: arra doctor DATASET [...]           is a prepared dataset whole and sound?")
+        print("       arra doctor --plan RECIPE [...]     what would a run need?\n")
+        with contextlib.suppress(SystemExit):
+            _audit(["--help"])
+        _plan_a_run(["--help"])
+    else:
+        _audit(arguments)
+
+
+def _audit(arguments: Sequence[str]) -> None:
+    from arra.doctor.settings import AuditConfig
+
+    config = _parse(AuditConfig, arguments, "arra doctor")
+    from arra.doctor.audit import audit, is_dataset
+
+    if not is_dataset(Path(config.dataset)):
+        raise WrongUse(
+            f"{config.dataset} is no prepared dataset: it has neither manifest.json nor plan.json "
+            f"(arra doctor --plan RECIPE plans a run)"
+        )
+    found, seen = audit(config)
+    if config.out is not None:
+        from arra.doctor.audit_page import write_report
+
+        write_report(Path(config.out), found, seen)
+    if config.json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    else:
+        from arra.doctor.audit_report import told
+
+        print(told(found))
+    if found.failed:
+        raise ValueError(f"{config.dataset}: {found.verdict.removeprefix('verdict: ')}")
+
+
+def _plan_a_run(arguments: Sequence[str]) -> None:
     import tyro
 
     from arra.config import TrainConfig

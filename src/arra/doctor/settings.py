@@ -55,6 +55,37 @@ class PlanConfig:
         _require(self.classes >= 0, "--classes must be at least 0", self.classes)
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """Looks for damage, duplicates and leakage in a prepared dataset.
+
+    Exit code 0: fine, 1: damaged, 2: wrong use. Nothing is written but --out.
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """What `arra prepare --out` wrote."""
+    out: str | None = None
+    """Folder for report.html, audit.json and pictures; default: none are made."""
+    json: bool = False
+    """Print JSON instead of text."""
+    strict: bool = False
+    """Warnings are errors: exit code 1."""
+    near: float = 0.98
+    """Centred cosine from which two pictures are near-duplicates."""
+    samples: int = 12
+    """Rows that are decoded and compared with their originals."""
+    source: str | None = None
+    """Where the source is now, if not where the manifest says."""
+    image_tokenizer: str | None = None
+    """Where the image tokenizer is now, if not where the manifest says."""
+    device: str = "auto"
+    """Computes near-duplicates: cpu, cuda, cuda:N, or auto = cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.near <= 1, "--near must be in (0, 1]", self.near)
+        _require(self.samples >= 0, "--samples must be at least 0", self.samples)
+
+
 def _require(condition: bool, rule: str, found: object) -> None:
     if not condition:
         raise ValueError(f"{rule}, got {found}")

@@ -1,0 +1,105 @@
+"""The pictures that rows were made of, read once more from the source that the manifest names."""
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from arra.data.images import BadImage, load_rgb
+from arra.data.manifest import Manifest, ShardInfo
+from arra.data.plan import split_off
+from arra.data.sources import Record, Source, open_source
+from arra.doctor.scan import SplitScan, values_of
+
+Row = tuple[str, int]
+"""Split, and row within it."""
+
+
+class NoOriginals(ValueError):
+    """The source cannot be read any more; the message says why."""
+
+
+class Originals:
+    """The source of a dataset, opened with the settings of its plan.
+
+    Args:
+        folder, manifest, plan: the dataset.
+        source: where the source is now, if not where the manifest says.
+
+    Raises:
+        NoOriginals: the source is gone, or its content is another.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, plan: Mapping[str, Any], source: str | None
+    ) -> None:
+        self.folder, self._each = folder, int(plan["options"]["shard_rows"])
+        name = source or str(manifest.source["name"])
+        try:
+            self._parts = _parts(name, manifest, plan)
+        except (ValueError, OSError) as error:
+            raise NoOriginals(f"the source {name} cannot be opened: {error}") from None
+        for split, fingerprint in manifest.source["fingerprints"].items():
+            part = self._parts.get(split)
+            if part is None or part.fingerprint != fingerprint:
+                raise NoOriginals(f"the content of {name} ({split}) is another now")
+
+    def read(self, scans: Mapping[str, SplitScan], rows: Iterable[Row]) -> dict[Row, Image.Image]:
+        """The pictures of rows as they are in the source, upright RGB; those not found are absent.
+
+        A shard's source rows are read until the last one that is wanted.
+        """
+        found: dict[Row, Image.Image] = {}
+        wanted: dict[tuple[str, str], dict[str, Row]] = {}
+        for split, row in rows:
+            shards = scans[split].shards
+            shard = shards[_shard_of(shards, row)]
+            id_ = values_of(self.folder, shards, "id", [row])[row]
+            wanted.setdefault((split, shard.file), {})[id_] = (split, row)
+        for (split, file), ids in wanted.items():
+            start = _number(file) * self._each
+            part = self._parts[split]
+            for record in part.read(start, min(start + self._each, len(part))):
+                if isinstance(record, Record) and record.id in ids:
+                    place = ids.pop(record.id)
+                    with contextlib.suppress(BadImage):  # told as a row without an original
+                        found[place] = load_rgb(record.image)
+                if not ids:
+                    break
+        return found
+
+
+def _parts(name: str, manifest: Manifest, plan: Mapping[str, Any]) -> dict[str, Source]:
+    """The dataset's splits of the source, as `arra prepare` opened them."""
+    options, about = plan["options"], manifest.source
+    splits = list(plan["rows"])
+    taken = "val" in splits and options["val_fraction"] > 0
+
+    def opened(split: str) -> Source:
+        return open_source(
+            name,
+            split=split,
+            text_column=about["text_column"],
+            image_column=about["image_column"],
+            limit=about["limit"],
+            seed=options["seed"],
+        )
+
+    first = opened("train" if "train" in splits else splits[0])
+    if taken and "val" not in first.splits:
+        splits.remove("val")
+    sources = {split: first if split == first.split else opened(split) for split in splits}
+    return split_off(sources, options["val_fraction"], options["seed"])
+
+
+def _shard_of(shards: list[ShardInfo], row: int) -> int:
+    ends = np.cumsum([shard.rows for shard in shards])
+    return int(np.searchsorted(ends, row, side="right"))
+
+
+def _number(file: str) -> int:
+    """5 of train-00005.parquet: which rows of the source a shard was made of."""
+    return int(Path(file).stem.rpartition("-")[2])
