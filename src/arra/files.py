@@ -5,10 +5,14 @@ sees either the old content or the new one.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,20 +35,76 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_PARTIAL = re.compile(r"\..+\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.partial", re.S)
+_A_DAY = 86_400.0
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "-", socket.gethostname())[:32] or "host"
+
+
+def _partial(path: Path) -> Path:
+    """Where `path` is written first. The name says who writes it, for `is_abandoned`."""
+    writer = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f".{path.name}.{writer}.partial")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether nobody goes on writing a temporary file: its process is no more, or a day has passed.
+
+    Of another machine's processes only the day is known.
+    """
+    named = _PARTIAL.fullmatch(path.name)
+    try:
+        old = time.time() - path.stat().st_mtime > _A_DAY
+    except FileNotFoundError:
+        return False  # its writer has just renamed it
+    return old or (named is not None and named["host"] == _host() and not _lives(int(named["pid"])))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path; on success it is synced and renamed to `path`, else removed."""
+def atomic_write(path: Path | str, *, only_new: bool = False) -> Iterator[Path]:
+    """Yields a temporary path; on success it is synced and renamed to `path`, else removed.
+
+    With `only_new` a file that is there already stays, and FileExistsError is raised: of several
+    processes that write at once, exactly one succeeds.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = _partial(path)
     try:
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        if only_new:
+            _publish(temporary, path)
+        else:
+            os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives a complete file its name, unless the name is taken."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: an empty file takes the name first.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -58,7 +118,7 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path} already exists: choose another place or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = _partial(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -74,9 +134,12 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` as indented JSON with a final newline. NaN is refused: JSON has none."""
-    with atomic_write(path) as temporary:
+def write_json(path: Path | str, value: Any, *, only_new: bool = False) -> None:
+    """Writes `value` as indented JSON with a final newline. NaN is refused: JSON has none.
+
+    `only_new` as in `atomic_write`.
+    """
+    with atomic_write(path, only_new=only_new) as temporary:
         temporary.write_text(_text(value), encoding="utf-8")
 
 
@@ -97,9 +160,12 @@ def sha256_of(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_sealed(path: Path | str, value: dict[str, Any]) -> None:
-    """Writes a JSON object with the SHA-256 of its own content as its first entry."""
-    write_json(path, {"sha256": _seal(value), **value})
+def write_sealed(path: Path | str, value: dict[str, Any], *, only_new: bool = False) -> None:
+    """Writes a JSON object with the SHA-256 of its own content as its first entry.
+
+    `only_new` as in `atomic_write`.
+    """
+    write_json(path, {"sha256": _seal(value), **value}, only_new=only_new)
 
 
 def read_sealed(path: Path | str) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Files appear whole or not at all, and others may read them as the umask says."""
 
+import errno
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from arra.files import atomic_dir, atomic_write, read_json, write_json
+from arra.files import atomic_dir, atomic_write, is_abandoned, read_json, write_json
 
 
 def test_a_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
@@ -48,3 +52,49 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "nan.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_several_writers_one_is_first(tmp_path: Path, monkeypatch, links: bool) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    path, barrier, won = tmp_path / "plan.json", threading.Barrier(8), []
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            write_json(path, number, only_new=True)
+        except FileExistsError:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [read_json(path)] == won
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_leftovers_of_the_dead_are_told_from_files_in_the_making(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.json") as temporary:
+        temporary.write_text("1")
+        assert not is_abandoned(temporary)
+        elsewhere = temporary.with_name(temporary.name.replace(".json.", ".json.else"))
+        elsewhere.write_text("1")
+        assert not is_abandoned(elsewhere)
+        os.utime(elsewhere, (0, 0))
+        assert is_abandoned(elsewhere)
+    assert not is_abandoned(temporary)
+    code = (
+        "import os, sys; from arra.files import atomic_write\n"
+        f"with atomic_write({str(tmp_path / 'b.json')!r}) as temporary:\n"
+        "    temporary.write_text('1'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (left,) = tmp_path.glob(".b.json*")
+    assert is_abandoned(left)

@@ -4,6 +4,7 @@ A unit of work is one shard, made of a fixed range of source rows. Its bytes dep
 on those rows only; whatever stops the work, the same command goes on and ends at the same bytes.
 """
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import transformers
 from arra.data.shards import shard_name
 from arra.data.sources import Rows, Source
 from arra.data.text_column import TEXT_FEATURE
-from arra.files import read_json, write_json
+from arra.files import read_sealed, write_sealed
 
 FILE = "plan.json"
 PLAN_VERSION = 1
@@ -139,16 +140,21 @@ def make_plan(
 def settle_plan(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Writes the plan of a new dataset, or compares it with the one there and returns that.
 
+    Several processes may begin one dataset at once: the plan of the first one holds for all.
+
     Raises:
         ValueError: the folder holds something else, or was begun with other settings.
     """
     path = folder / FILE
     if not path.exists():
-        if folder.exists() and any(not p.name.endswith(".partial") for p in folder.iterdir()):
+        there = {each.name for each in folder.iterdir()} if folder.exists() else set()
+        others = any(not name.endswith(".partial") for name in there)
+        if others and not path.exists():  # asked again: another one may have begun meanwhile
             raise ValueError(f"{folder} is not empty and no prepared dataset: choose another --out")
-        write_json(path, plan)
-        return plan
-    begun = read_json(path)
+        with contextlib.suppress(FileExistsError):  # another one was faster
+            write_sealed(path, plan, only_new=True)
+            return plan
+    begun = read_sealed(path)
     changed = list(_changes(begun, plan))
     if changed:
         raise ValueError(
