@@ -35,7 +35,7 @@ ARM_COLOURS = {"plain": PLAIN, "aligned": ALIGNED}
 ARM_NAMES = {"plain": "plain", "aligned": "ARRA"}
 ARM_MARKERS = {"plain": "s", "aligned": "o"}
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: crisp, searchable, in the page's font
     "svg.hashsalt": "arra",  # ids do not change from run to run
     "font.size": 11,
@@ -87,8 +87,8 @@ def curve(
 
     A loss falls most in its first moments, which would flatten everything that follows.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(4.6, 3.1)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(4.6, 3.1)
         for line in series:
             _draw(axes, line)
         axes.set_xlabel("images seen")
@@ -122,8 +122,8 @@ class Row:
 
 def dumbbell(rows: Sequence[Row], *, x_label: str) -> str:
     """Both arms of every measure on one axis of percent, with intervals, as SVG."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(4.6, 0.9 + 0.42 * len(rows))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(4.6, 0.9 + 0.42 * len(rows))
         for number, row in enumerate(rows):
             y = len(rows) - 1 - number
             axes.plot([row.plain[0], row.aligned[0]], [y, y], color=RULE, linewidth=3, zorder=1)
@@ -158,7 +158,8 @@ def dumbbell(rows: Sequence[Row], *, x_label: str) -> str:
         return to_svg(figure, x_label)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches and its axes, for `to_svg`; to be drawn on under STYLE."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
