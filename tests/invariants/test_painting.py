@@ -300,6 +300,8 @@ def test_null_condition_is_the_same_in_training_and_painting(
 
     backbone = tiny()
     dataset = SimpleNamespace(
+        ids=["one"],
+        view_of=[None],
         samples=["one"],
         split="train",
         grids=torch.tensor([GRID]).numpy(),

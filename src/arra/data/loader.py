@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from arra.data.shards import Dataset, TextColumn
+from arra.data.views import choices_by_sample
 from arra.layout import Batch, Image, Sample, Text
 from arra.models.base import Backbone
 from arra.objective import Feature
@@ -46,6 +47,7 @@ class Loader:
         passages: plain text that is mixed in, `text_rows` of them per step.
 
     Attributes:
+        samples: rows of each sample, without the views that `prepare --views` added.
         captions: the rows' features, for a backbone that is prompted by such.
 
     Raises:
@@ -71,11 +73,14 @@ class Loader:
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self.prompt_dropout, self.train_text, self.centred = prompt_dropout, train_text, centred
         self.passages, self.text_rows = passages, text_rows
-        self.samples = _rows_by_sample(dataset.samples)
+        self._choices = choices_by_sample(dataset.ids, dataset.samples, dataset.view_of)
+        self.samples: list[list[int]] = [own for own, *_ in self._choices]
         if not self.samples:
             raise ValueError(f"the dataset's split {dataset.split!r} has no rows to train on")
         self.captions = self._caption_column() if backbone.text_slots else None
         self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._draws = lru_cache(maxsize=2)(self._drawn)
+        self._check_grids()
         self._ending = lru_cache(maxsize=64)(lambda grid: len(backbone.wrapping(grid)[1]))
         self._constants = {name: self._constant(name) for name in dataset.features}
         if max(map(len, self.samples)) > 1:
@@ -177,6 +182,24 @@ class Loader:
             train_text=self.train_text,
         )
 
+    def _check_grids(self) -> None:
+        """Without row ends and size tokens the same sequence could be of several shapes.
+
+        Raises:
+            ValueError: the dataset has several grids, or one that the family cannot take.
+        """
+        grids = sorted({(int(height), int(width)) for height, width in self.dataset.grids})
+        family = type(self.backbone).__name__
+        if len(grids) > 1 and self.backbone.layout.row_end is None:
+            some = ", ".join(f"{height}x{width}" for height, width in grids[:3])
+            raise ValueError(
+                f"the dataset's images have {len(grids)} grids ({some}, ...), but {family} paints "
+                f"one grid: prepare the data with --framing crop or pad, or train a family that "
+                f"writes the size (Lumina-mGPT, Emu3, --model.layout lumina)"
+            )
+        for grid in grids:
+            self.backbone.room(grid)
+
     def _check_several_images(self) -> None:
         """A family that closes each prompt does so for one image; how it writes more is not known.
 
@@ -206,21 +229,18 @@ class Loader:
     # ---- order and constants --------------------------------------------------------------------
 
     def _sample_at(self, index: int) -> Sequence[int]:
+        """Of a sample with views one is drawn, its own rows among them, as LlamaGen does."""
         epoch, position = divmod(index, len(self.samples))
-        return self.samples[self._order(epoch)[position]]
+        choices = self._choices[self._order(epoch)[position]]
+        return choices[int(self._draws(epoch)[position] * len(choices))]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.samples))
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 2, epoch]).random(len(self.samples))
 
     def _constant(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         info = self.dataset.manifest.features[name]
         direction = info.centred_unit_mean if self.centred else info.unit_mean
         return torch.tensor(info.mean), torch.tensor(direction)
-
-
-def _rows_by_sample(samples: Sequence[str]) -> list[list[int]]:
-    """Row indices of each sample, in the order of its first row."""
-    rows: dict[str, list[int]] = {}
-    for row, sample in enumerate(samples):
-        rows.setdefault(sample, []).append(row)
-    return list(rows.values())

@@ -27,6 +27,7 @@ from arra.data.manifest import (
 )
 from arra.data.shards import Dataset
 from arra.data.text_column import TextColumn
+from arra.data.views import rows_by_sample
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.base import Backbone, Grid
 from arra.models.outline import ASSUMED_CODES
@@ -154,9 +155,7 @@ def one_image(text: str, grid: Grid, feature_sizes: Mapping[str, int]) -> Datase
 
 def _longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
     """Of the hundred samples with most codes and letters, the one with most tokens."""
-    rows: dict[str, list[int]] = {}
-    for row, sample in enumerate(dataset.samples):
-        rows.setdefault(sample, []).append(row)
+    samples = rows_by_sample(dataset.samples, dataset.view_of)
 
     def letters(chosen: Sequence[int]) -> tuple[int, int]:
         codes = sum(len(dataset.image_ids[row]) for row in chosen)
@@ -166,7 +165,7 @@ def _longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
         texts = [dataset.texts[row] for row in chosen]
         return letters(chosen)[0], sum(len(backbone.text_ids(text)) for text in texts if text)
 
-    candidates = sorted(rows.values(), key=letters)[-100:]
+    candidates = sorted(samples, key=letters)[-100:]
     chosen = candidates[-1] if backbone.text_tokenizer is None else max(candidates, key=tokens)
     return _dataset(
         dataset.manifest,

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from arra.data.images import load_rgb, square
+from arra.data.framing import framing_of
+from arra.data.images import load_rgb
 from arra.data.loader import PLACEHOLDER
 from arra.data.manifest import Manifest, read_manifest
 from arra.data.shards import open_dataset
 from arra.data.sources import Reject, open_source
+from arra.data.views import rows_by_sample
 from arra.encoders import load_encoder
 from arra.evaluate.features import image_features
 from arra.evaluate.images import load_images
@@ -190,18 +192,18 @@ def of_scenes(manifest: Manifest) -> bool:
 def captions_of(data: Path, split: str) -> list[str]:
     """The captions of a split's first images, up to where the image stands."""
     dataset = open_dataset(data, split, features=())
-    first: dict[str, str] = {}
-    for sample, text in zip(dataset.samples, dataset.texts, strict=True):
-        first.setdefault(sample, text.partition(PLACEHOLDER)[0].strip())
-    return list(first.values())
+    samples = rows_by_sample(dataset.samples, dataset.view_of)
+    return [dataset.texts[rows[0]].partition(PLACEHOLDER)[0].strip() for rows in samples]
 
 
 def real_images(data: Path, manifest: Manifest, split: str) -> list[Image.Image]:
-    """The source's own images of a split, cropped as they were prepared, at most REAL_IMAGES.
+    """The source's own images of a split, framed as they were prepared, at most REAL_IMAGES.
 
     A split that `prepare` took from train is found again by its ids.
     """
-    wanted = set(open_dataset(data, split, features=()).ids[:REAL_IMAGES])
+    dataset = open_dataset(data, split, features=())
+    own = [i for i, whole in zip(dataset.ids, dataset.view_of, strict=True) if whole is None]
+    wanted, framing = set(own[:REAL_IMAGES]), framing_of(manifest.size, manifest.framing)
     described = manifest.source
     name, limit = described["name"], described["limit"]
     columns = {"text_column": described["text_column"], "image_column": described["image_column"]}
@@ -217,7 +219,7 @@ def real_images(data: Path, manifest: Manifest, split: str) -> list[Image.Image]
     for start in range(0, len(source), READ_AT_ONCE):
         for record in source.read(start, min(start + READ_AT_ONCE, len(source))):
             if not isinstance(record, Reject) and record.id in wanted:
-                found[record.id] = square(load_rgb(record.image), manifest.size)
+                found[record.id] = framing.frame(load_rgb(record.image))
         if len(found) == len(wanted):
             break
     missing = len(wanted) - len(found)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors import safe_open
 
 from arra.data.images import to_pil
 from arra.data.shards import Dataset, open_dataset
+from arra.data.views import rows_by_sample
 from arra.evaluate.protocol import versions
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
@@ -155,16 +158,13 @@ class Writer:
         if folder.exists():
             return folder
         dataset = open_dataset(self.asked.data, split, features=())
-        rows: dict[str, int] = {}
-        for row, sample in enumerate(dataset.samples):
-            rows.setdefault(sample, row)
-        chosen = list(rows.values())[: len(self.asked.prompts[split])]
+        samples = rows_by_sample(dataset.samples, dataset.view_of)
+        chosen = [rows[0] for rows in samples][: len(self.asked.prompts[split])]
         spec = self.asked.manifest.tokenizer.spec
         tokenizer = load_image_tokenizer(spec, device=self.config.device_name)
         with atomic_dir(folder) as temporary:
             lines: list[str] = []
-            for start in range(0, len(chosen), DECODED_AT_ONCE):
-                part = chosen[start : start + DECODED_AT_ONCE]
+            for part in _of_one_grid(dataset, chosen):
                 images = to_pil(tokenizer.decode(_codes(dataset, part, self.config.device_name)))
                 for row, image in zip(part, images, strict=True):
                     name = f"{len(lines):05d}.png"
@@ -284,6 +284,13 @@ def _told_over_time(metrics: dict[str, Any]) -> dict[str, Any]:
     """Few curves say more than many: all right, colour, fragments and the distances."""
     wanted = ("all_right", "colour", "fragments")
     return {name: metrics[name] for name in in_order(metrics) if name in wanted or "@" in name}
+
+
+def _of_one_grid(dataset: Dataset, rows: list[int]) -> Iterator[list[int]]:
+    """Neighbouring rows that share one grid, at most DECODED_AT_ONCE."""
+    for _, same in groupby(rows, key=lambda row: tuple(dataset.grids[row])):
+        while part := list(islice(same, DECODED_AT_ONCE)):
+            yield part
 
 
 def _codes(dataset: Dataset, rows: list[int], device: str) -> torch.Tensor:

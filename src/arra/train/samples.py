@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 def paint_samples(run: "Run", step: int) -> None:
     """Writes samples/step-XXXXXXXX.png: the first prompts of the validation (or training) split."""
     from arra.data.images import grid
+    from arra.data.views import common_grid
     from arra.generate.pipeline import Pipeline
     from arra.image_tokenizers import load_image_tokenizer
 
     source = run.validation or run.loader
     prompts = _prompts(source, run.config.log.samples)
-    height, width = (int(side) for side in source.dataset.grids[0])
     tokenizer = load_image_tokenizer(run.tokenizer_spec, device=str(run.device))
     run.step.eval()
     with torch.random.fork_rng():
         pipe = Pipeline(
-            run.backbone, tokenizer, grid=(height, width), prompt_features=_stored(source)
+            run.backbone,
+            tokenizer,
+            grid=common_grid(source.dataset.grids),
+            prompt_features=_stored(source),
         )
         images = pipe(prompts, seeds=list(range(len(prompts))))
     run.step.train()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from arra.config import TrainConfig, differences, from_json, to_json
 from arra.data.loader import Loader, MicroBatch
 from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_manifest
+from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import read_json, sha256_of, write_json
 from arra.image_tokenizers import load_image_tokenizer
@@ -95,11 +96,10 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
     run = assemble(config, folder, device, backbone, dataset, held_out, spec, adapter)
     run.state.base_name = record.name(folder) if record else ""
     if not (folder / PIPELINE).exists():
-        height, width = (int(n) for n in dataset.grids[0])
         save_skeleton(
             backbone,
             folder,
-            grid=(height, width),
+            grid=common_grid(dataset.grids),
             image_tokenizer=spec,
             fingerprint=tokenizer.fingerprint,
             trained_vocabulary=config.loss.vocab,
@@ -173,7 +173,7 @@ def _backbone(
             codebook_KC=codebook_KC,
             captions=dataset.texts,
             seed=config.seed,
-            grid=(int(dataset.grids[0][0]), int(dataset.grids[0][1])),
+            grid=common_grid(dataset.grids),
             class_names=dataset.manifest.class_names,
             text_width=max((t.dim for t in texts), default=0),
             text_slots=max((t.length for t in texts), default=0),

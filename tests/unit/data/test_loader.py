@@ -30,6 +30,8 @@ def dataset(samples: list[str] | None = None, texts: list[str] = TEXTS) -> Simpl
     )
     return SimpleNamespace(
         split="train",
+        ids=[str(i) for i in range(N)],
+        view_of=[None] * N,
         samples=samples or [str(i) for i in range(N)],
         texts=texts,
         image_ids=[generator.integers(0, CODES, 4, dtype=np.int32) for _ in range(N)],
