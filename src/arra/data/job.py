@@ -210,17 +210,24 @@ def _write_rejects(path: Path, rejects: list[dict[str, Any]]) -> None:
 # ---- opening -------------------------------------------------------------------------------------
 
 
-def open_job(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None) -> Job:
+def open_job(
+    config: PrepareConfig,
+    image_tokenizer: ImageTokenizer | None = None,
+    here: str | None = None,
+) -> Job:
     """Opens sources and models and settles the plan: a new one, or the one that was begun.
 
     Args:
         config: what to do.
         image_tokenizer: used instead of loading `config.image_tokenizer`.
+        here: device for the models of a process that makes no units itself; `config.device` is
+            then that of those who do, and need not be there.
 
     Raises:
         ValueError: wrong or changed settings.
     """
-    device = pick_device(config.device)
+    planned = pick_device(config.device) if here is None else config.device
+    device = here or planned
     parts = split_off(_open_sources(config), config.val_fraction, config.seed)
     if image_tokenizer is None:
         from arra.image_tokenizers import load_image_tokenizer
@@ -239,7 +246,7 @@ def open_job(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = Non
             tokenizer=image_tokenizer.fingerprint,
             encoders=fingerprints,
             threads=config.threads or torch.get_num_threads(),
-            device=device,
+            device=planned,
             crop=framing.name,
         ),
     )
@@ -267,6 +274,7 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     """The flags that decide bytes. What was named is compared by its content instead."""
     left_out = {"source", "image_tokenizer", "out", "encoder", "workers", "device"}
     left_out |= {"text_encoder", "text_length"}
+    left_out |= {"engine", "ray_address", "ray_workers", "ray_cpus", "ray_gpus"}
     return {k: v for k, v in asdict(config).items() if k not in left_out} | {
         "splits": list(config.splits)
     }

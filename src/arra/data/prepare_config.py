@@ -74,6 +74,17 @@ class PrepareConfig:
     """Threads that decode images; 0 = one per core. Has no influence on the result."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto = cuda where there is one."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this machine. ray: Ray Data, with the same result (docs/cluster.md; arra[ray])."""
+    ray_address: str | None = None
+    """Joins a Ray cluster: HOST:PORT or auto; default: $RAY_ADDRESS, else Ray on this machine
+    alone, for this command."""
+    ray_workers: int = 0
+    """Workers of --engine ray; 0 = as many as the cluster has room for."""
+    ray_cpus: float = 0
+    """CPUs of each worker; 0 = its GPU's share of them, without GPUs --threads."""
+    ray_gpus: float = 0
+    """GPUs of each worker; 0 = one where the device is cuda. 0.5 lets two workers share one."""
     seed: int = 0
     """Seed of the choice of val rows, and of builtin:scenes."""
 
@@ -81,9 +92,12 @@ class PrepareConfig:
         for name in ("size", "batch_size", "shard_rows", "text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("threads", "workers", "seed", "bucket_step", "min_side"):
+        not_negative = ("threads", "workers", "seed", "bucket_step", "min_side")
+        for name in (*not_negative, "ray_workers", "ray_cpus", "ray_gpus"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative")
+        if self.engine != "ray" and (self.ray_address or self.ray_workers):
+            raise ValueError("--ray-address and --ray-workers need --engine ray")
         if self.max_aspect is not None and self.max_aspect < 1:
             raise ValueError("--max-aspect must be at least 1, which lets squares through")
         if self.limit is not None and self.limit < 1:
