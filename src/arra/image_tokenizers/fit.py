@@ -1,7 +1,7 @@
 """Fits an image tokenizer on any source of images, from new weights or from published ones.
 
 Loss = l1 |x - y| + l2 (x - y)^2 + commitment |z - e|^2 + feature * (distance to a frozen encoder)
-     + gan * (what a patch discriminator takes for real)
+     + gan * (what a patch discriminator takes for real) + teacher * (1 - cos to its features)
 
 with y the reconstruction of x through the codes e nearest to the latents z; the gradient of e is
 passed straight to z (van den Oord et al. 2017, arXiv 1711.00937, eq. 3). The codebook follows
@@ -22,6 +22,7 @@ from arra.image_tokenizers.fit_config import MAY_CHANGE, TokenizerConfig
 from arra.image_tokenizers.fit_run import Run
 from arra.image_tokenizers.fit_state import latest, restore, save
 from arra.image_tokenizers.loading import load_folder
+from arra.image_tokenizers.semantic import SemanticVQModel
 from arra.image_tokenizers.vq import VQModel
 
 
@@ -126,6 +127,8 @@ def write_tokenizer(model: VQModel, folder: Path) -> None:
     """Writes config.json and model.safetensors into an existing folder, weights last."""
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
+    if isinstance(model, SemanticVQModel):
+        model.store_encoder(folder)
     model.config.save_pretrained(folder)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     with atomic_write(folder / "model.safetensors") as temporary:

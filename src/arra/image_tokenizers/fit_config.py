@@ -22,6 +22,9 @@ class TokenizerConfig:
     init: str | None = None
     """Tokenizer to fit further: a folder, a hub id or a published file (see docs/tokenizers.md);
     its architecture is taken over."""
+    kind: Literal["plain", "semantic"] = "plain"
+    """plain: codes of the pixels; semantic: codes of a frozen encoder's features (--teacher), which
+    the finished folder holds (docs/semantic-tokenizer.md)."""
     size: int = 64
     """Pixels of the side of the squares that are fitted on."""
     crop_from: int | None = None
@@ -90,6 +93,12 @@ class TokenizerConfig:
     """Encoder (folder, hub id or builtin:NAME) whose features are compared as well."""
     feature_weight: float = 0.1
     """Weight of the feature loss, if there is an encoder."""
+    teacher: str | None = None
+    """Encoder E that teaches the codes, or E@3,6,12 for blocks of it, from 1 (semantic: those that
+    become codes, four spread over its depth unless named). The decoder's first features predict
+    the patch features of the last."""
+    teacher_weight: float = 0.5
+    """Weight of 1 - cos between them, if there is a teacher: 0.5 in GigaTok, 1 in VFMTok."""
     gan_weight: float = 0.0
     """Weight of the patch discriminator, relative to the pull to the pixels; 0 = there is none."""
     gan_from: float = 0.5
@@ -146,6 +155,11 @@ class TokenizerConfig:
             raise ValueError(f"--crop-from {self.crop_from} is less than --size {self.size}")
         if not self.train_codes and self.init is None:
             raise ValueError("--no-train-codes keeps the codes of a tokenizer: name it by --init")
+        if self.kind == "semantic" and (self.teacher is None) == (self.init is None):
+            raise ValueError(
+                "--kind semantic makes codes of an encoder's features: name it by --teacher, or "
+                "--init a semantic tokenizer, which has its own"
+            )
         smallest = 3 * 2**self.gan_layers
         if self.gan_weight > 0 and self.size < smallest:
             raise ValueError(

@@ -1,7 +1,12 @@
 """The model that a fit of an image tokenizer starts from."""
 
+from pathlib import Path
+from typing import Literal
+
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.fit_config import ARCHITECTURE, TokenizerConfig, architecture_of
+from arra.image_tokenizers.semantic import ENCODER, SemanticVQModel, semantic_config
+from arra.image_tokenizers.teacher import Teacher, split_layers, store_teacher
 from arra.image_tokenizers.vq import VQModel
 
 
@@ -15,14 +20,18 @@ def fitted_model(config: TokenizerConfig) -> VQModel:
             config says.
     """
     if config.init is None:
-        model = VQModel(config.model_config())
+        model = _new_model(config)
     else:
         model = published_model(config.init)
+        if kind_of(model) != config.kind:
+            raise ValueError(f"{config.init} is a {kind_of(model)} tokenizer: leave out --kind")
+        if isinstance(model, SemanticVQModel):
+            model.store_encoder(Path(config.out))
         given = architecture_of(model.config)
         wrong = [
             f"--{name.replace('_', '-')} {given[name]}, not {getattr(config, name)}"
             for name in ARCHITECTURE
-            if given[name] != getattr(config, name)
+            if getattr(config, name) not in (None, given[name])
         ]
         if wrong:
             raise ValueError(
@@ -33,6 +42,25 @@ def fitted_model(config: TokenizerConfig) -> VQModel:
         model.requires_grad_(True)
     model.codes.weight.requires_grad_(False)
     return model.train()
+
+
+def _new_model(config: TokenizerConfig) -> VQModel:
+    if config.kind == "plain":
+        return VQModel(config.model_config())
+    assert config.teacher is not None
+    spec, layers = split_layers(config.teacher)
+    folder = Path(config.out) / ENCODER
+    if not folder.exists():
+        store_teacher(spec, folder)
+    teacher = Teacher(folder, layers)
+    if not layers:
+        teacher.layers = teacher.spread()
+    return SemanticVQModel(semantic_config(config.model_config(), teacher), teacher)
+
+
+def kind_of(model: VQModel) -> Literal["plain", "semantic"]:
+    """`TokenizerConfig.kind` of a tokenizer."""
+    return "semantic" if isinstance(model, SemanticVQModel) else "plain"
 
 
 def published_model(spec: str) -> VQModel:

@@ -5,7 +5,7 @@ them (fit_terms.py), the discriminator pushes, if there is one (discriminator.py
 move, then the discriminator learns from the same images, and the average of the weights follows.
 What happens at a step depends on (seed, step) only.
 
-Legend: N images, D code width, R latents of a batch, H and W pixels.
+Legend: N images, D code width, R latents of a batch, H and W pixels, C channels, h and w cells.
 """
 
 import copy
@@ -60,7 +60,7 @@ class Run:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model = fitted_model(config).to(self.device)  # type: ignore[arg-type]
-            self.terms = loss_terms(config, self.device)
+            self.terms = loss_terms(config, self.model, self.device)
             self.discriminator: PatchDiscriminator | None = None
             if config.gan_weight > 0:
                 made = PatchDiscriminator(config.gan_channels, config.gan_layers)
@@ -131,7 +131,8 @@ class Run:
         """The model's answer to images, with its graph, and how many codes were revived."""
         model = self.model
         with self._autocast():
-            z_NDHW = model.latents(x_NCHW).float()
+            given = model.given(x_NCHW)
+            z_NDHW = model.latents_of(given).float()
         flat_RD = z_NDHW.detach().permute(0, 2, 3, 1).flatten(0, 2)
         revived = self._revive(flat_RD)
         codes_NHW = model.nearest(z_NDHW)
@@ -139,10 +140,11 @@ class Run:
         e_NDHW = z_NDHW.detach() if continuous else model.embed(codes_NHW).detach()
         q_NDHW = z_NDHW + (e_NDHW - z_NDHW).detach()
         with self._autocast():
-            y_NCHW = model.render(q_NDHW).float()
+            trunk_NChw = model.trunk(q_NDHW)
+            y_NCHW = model.decoder.paint(trunk_NChw).float()
         if self.config.train_codes:
             self.average.update(flat_RD, codes_NHW.flatten())
-        return Seen(x_NCHW, y_NCHW, z_NDHW, e_NDHW, q_NDHW), revived
+        return Seen(x_NCHW, y_NCHW, z_NDHW, e_NDHW, q_NDHW, trunk_NChw, given), revived
 
     def _backward(self, seen: Seen) -> dict[str, float]:
         config = self.config

@@ -4,17 +4,22 @@ A term looks at one `Seen` and gives a scalar. One that is an `nn.Module` with p
 own (a projector towards a teacher, say) is trained and checkpointed with the tokenizer; a finished
 tokenizer holds nothing of it.
 
-Legend: N images, D code width, H and W pixels or cells.
+Legend: N images, D code width, C channels, H and W pixels or cells, h and w cells.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arra.image_tokenizers.feature_loss import FeatureLoss
 from arra.image_tokenizers.fit_config import TokenizerConfig
+from arra.image_tokenizers.semantic import SemanticVQModel
+from arra.image_tokenizers.teacher import Teacher, TeacherLoss, split_layers
+from arra.image_tokenizers.vq import VQModel
+from arra.resolve import resolve_folder
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Seen:
         e_NDHW: the codes nearest to them, without a gradient (the latents themselves before
             `quantize_from`).
         q_NDHW: what the decoder decodes: the values of e, the gradient of z.
+        trunk_NChw: the decoder's features on the grid of codes.
+        given: what the encoder was given: the images, or a semantic tokenizer's frozen features.
     """
 
     x_NCHW: Tensor
@@ -35,6 +42,8 @@ class Seen:
     z_NDHW: Tensor
     e_NDHW: Tensor
     q_NDHW: Tensor
+    trunk_NChw: Tensor
+    given: Any
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Term:
     of_pixels: bool = False
 
 
-def loss_terms(config: TokenizerConfig, device: torch.device) -> dict[str, Term]:
+def loss_terms(config: TokenizerConfig, model: VQModel, device: torch.device) -> dict[str, Term]:
     """The terms that a config asks for; a weight of 0 leaves one out of the loss, not of the log.
 
     Raises:
@@ -69,7 +78,41 @@ def loss_terms(config: TokenizerConfig, device: torch.device) -> dict[str, Term]
         terms["feature"] = Term(
             config.feature_weight, lambda seen: features(seen.y_NCHW, seen.x_NCHW), of_pixels=True
         )
+    if config.teacher is not None or isinstance(model, SemanticVQModel):
+        terms["teacher"] = Term(config.teacher_weight, _taught(config, model))
     return terms
+
+
+def _taught(config: TokenizerConfig, model: VQModel) -> "Taught":
+    channels = model.config.levels()[-1]
+    if isinstance(model, SemanticVQModel):
+        return Taught(channels, model.config.encoder_dim, None)
+    assert config.teacher is not None
+    spec, layers = split_layers(config.teacher)
+    teacher = Teacher(resolve_folder(spec, "encoder"), layers)
+    return Taught(channels, teacher.dim, teacher)
+
+
+class Taught(nn.Module):
+    """1 - cos between a head on the decoder's first features and the teacher's deepest ones.
+
+    Args:
+        channels: of the decoder's features.
+        dim: of the teacher's.
+        teacher: None: the features that the tokenizer was given.
+    """
+
+    def __init__(self, channels: int, dim: int, teacher: Teacher | None) -> None:
+        super().__init__()
+        self.loss, self.teacher = TeacherLoss(channels, dim), teacher
+
+    def forward(self, seen: Seen) -> Tensor:
+        """The scalar of one step."""
+        trunk_NChw = seen.trunk_NChw
+        if self.teacher is None:
+            return self.loss(trunk_NChw, seen.given[-1])
+        rows, columns = trunk_NChw.shape[2:]
+        return self.loss(trunk_NChw, self.teacher(seen.x_NCHW, (rows, columns))[-1])
 
 
 def absolute_error(seen: Seen) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arra.files import atomic_dir
 from arra.image_tokenizers.layers import PixelNorm, ResBlock, SemanticVQConfig, VQConfig
 from arra.image_tokenizers.loading import fitting
 from arra.image_tokenizers.teacher import Teacher, stored_sha256
@@ -79,7 +80,7 @@ class SemanticVQModel(VQModel):
         """The trained part between the frozen encoder and the codes."""
         return Adapter(self.config)
 
-    def seen(self, x_NCHW: Tensor) -> list[Tensor]:
+    def given(self, x_NCHW: Tensor) -> list[Tensor]:
         """The frozen features (N, d, h, w) of floats -1..1, shallow to deep, without gradients."""
         assert self.teacher is not None, "this model has no encoder: open it from its folder"
         height, width = x_NCHW.shape[2:]
@@ -88,11 +89,15 @@ class SemanticVQModel(VQModel):
 
     def save_pretrained(self, save_directory: Path) -> None:  # type: ignore[override]
         """Writes a folder that `load_image_tokenizer` opens, the frozen encoder included."""
-        assert self.teacher is not None, "this model has no encoder: open it from its folder"
+        self.store_encoder(Path(save_directory))
         super().save_pretrained(save_directory)
-        inside = Path(save_directory) / ENCODER
-        if inside.resolve() != self.teacher.folder.resolve():
-            shutil.copytree(self.teacher.folder, inside)
+
+    def store_encoder(self, folder: Path) -> None:
+        """Copies the frozen encoder into `folder`/encoder, unless it is there."""
+        assert self.teacher is not None, "this model has no encoder: open it from its folder"
+        if not (folder / ENCODER).exists():
+            with atomic_dir(folder / ENCODER) as temporary:
+                shutil.copytree(self.teacher.folder, temporary, dirs_exist_ok=True)
 
 
 def open_semantic(folder: Path, settings: dict[str, Any], device: str = "cpu") -> SemanticVQModel:

@@ -12,6 +12,7 @@ import hashlib
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -83,6 +84,10 @@ class Teacher:
                 f"teacher {folder} has no block {deepest} with a token for each patch: "
                 + (f"choose from 1 to {self.depth}" if self.depth else "leave out @ and the blocks")
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+        """Itself: copies of a model share what is frozen."""
+        return self
 
     def _depth(self, pixels_NCHW: Tensor) -> int:
         """Blocks that can be shown: 0 for encoders whose states are not one token a patch."""

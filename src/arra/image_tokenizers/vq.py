@@ -43,7 +43,7 @@ class VQModel(PreTrainedModel):
         self.post_init()
 
     def make_encoder(self) -> nn.Module:
-        """From what `seen` gives to latents (N, z, h, w)."""
+        """From what `given` says to latents (N, z, h, w)."""
         return Encoder(self.config)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -87,15 +87,15 @@ class VQModel(PreTrainedModel):
 
     def latents(self, x_NCHW: Tensor) -> Tensor:
         """Floats -1..1 (N, 3, H, W) to what is compared with the codebook, (N, D, h, w)."""
-        return self.latents_of(self.seen(x_NCHW))
+        return self.latents_of(self.given(x_NCHW))
 
-    def seen(self, x_NCHW: Tensor) -> Any:
+    def given(self, x_NCHW: Tensor) -> Any:
         """What the encoder is given of floats -1..1: the pixels themselves."""
         return x_NCHW
 
-    def latents_of(self, seen: Any) -> Tensor:
-        """The latents (N, D, h, w) of what `seen` gave."""
-        z_NDHW = self.quant_conv(self.encoder(seen))
+    def latents_of(self, given: Any) -> Tensor:
+        """The latents (N, D, h, w) of what the encoder is given."""
+        z_NDHW = self.quant_conv(self.encoder(given))
         return F.normalize(z_NDHW, dim=1) if self.config.l2_normalize else z_NDHW
 
     @torch.no_grad()
@@ -119,7 +119,11 @@ class VQModel(PreTrainedModel):
 
     def render(self, z_NDHW: Tensor) -> Tensor:
         """Code vectors (N, D, h, w) to floats (N, 3, H, W), about -1..1."""
-        return self.decoder(self.post_quant_conv(z_NDHW))
+        return self.decoder.paint(self.trunk(z_NDHW))
+
+    def trunk(self, z_NDHW: Tensor) -> Tensor:
+        """Code vectors (N, D, h, w) to the decoder's features on their grid, (N, C, h, w)."""
+        return self.decoder.trunk(self.post_quant_conv(z_NDHW))
 
     @torch.no_grad()
     def encode(self, pixels_NCHW: Tensor) -> Tensor:

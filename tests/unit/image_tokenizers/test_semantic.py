@@ -190,8 +190,8 @@ def test_the_frozen_encoder_is_in_no_state_and_learns_nothing(tokenizer: Semanti
     tokenizer.train()
     assert not tokenizer.teacher.encoder.model.training
     x_NCHW = to_floats(pictures())
-    assert all(not layer.requires_grad for layer in tokenizer.seen(x_NCHW))
-    assert torch.equal(tokenizer.latents(x_NCHW), tokenizer.latents_of(tokenizer.seen(x_NCHW)))
+    assert all(not layer.requires_grad for layer in tokenizer.given(x_NCHW))
+    assert torch.equal(tokenizer.latents(x_NCHW), tokenizer.latents_of(tokenizer.given(x_NCHW)))
     tokenizer.eval()
     half = tokenizer.teacher.encoder.model.dtype
     assert half == torch.float32
