@@ -1,16 +1,19 @@
 """The second stage of prepare: a batch of pictures to rows of codes and features, on the device.
 
-Legend: N images, D feature width, n tokens of a caption, h and w code rows and columns.
+Legend: N images, D feature width, n tokens of a caption, h and w code rows and columns, p stored
+cells of a grid of patches, b bytes of a cell.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from arra.data.decode import Decoded
+from arra.data.grid_column import GridFormat, bad_cells, coarsened
 from arra.data.shards import Row, arrow_type, bad_feature, stored_name
 from arra.data.sources import Reject
 from arra.encoders import Encoder
@@ -27,17 +30,28 @@ class Models:
         encoders: by feature name.
         text_encoders: of captions, by feature name.
         device: where they are.
+        grid_dtype: how grids of patches are stored.
     """
 
     tokenizer: ImageTokenizer
     encoders: Mapping[str, Encoder]
     text_encoders: Mapping[str, TextEncoder]
     device: str
+    grid_dtype: str = "float16"
 
     @property
     def dims(self) -> dict[str, int]:
-        """D of every feature."""
-        return {name: encoder.dim for name, encoder in self.encoders.items()}
+        """D of every global feature."""
+        return {name: e.dim for name, e in self.encoders.items() if not e.gives_grids}
+
+    @cached_property
+    def grids(self) -> dict[str, GridFormat]:
+        """The encoders whose patches are stored."""
+        return {
+            name: GridFormat(encoder.dim, encoder.grid, self.grid_dtype)
+            for name, encoder in self.encoders.items()
+            if encoder.gives_grids
+        }
 
     @property
     def text_dims(self) -> dict[str, int]:
@@ -82,26 +96,40 @@ class Models:
         codes_Nhw = self.tokenizer.encode(pixels_NCHW.to(self.device)).cpu().numpy()
         assert codes_Nhw.ndim == 3
         assert len(codes_Nhw) == len(batch)
-        features_ND: dict[str, np.ndarray] = {}
+        found: dict[str, np.ndarray] = {}
         for name, encoder in self.encoders.items():
             seen_NCHW = torch.stack([item.seen[name] for item in batch])
-            value_ND = encoder.pool(seen_NCHW.to(self.device)).to(torch.float16).cpu().numpy()
-            assert value_ND.shape == (len(batch), encoder.dim)
-            features_ND[name] = value_ND
+            found[name] = self._features(name, encoder.pool(seen_NCHW.to(self.device)), codes_Nhw)
         done: list[Row | Reject] = []
         for position, item in enumerate(batch):
-            features = {name: value[position] for name, value in features_ND.items()}
-            reason = _bad_features(item, features)
+            features = {name: found[name][position] for name in self.dims}
+            cells = {name: found[name][position] for name in self.grids}
+            reason = _bad_features(item, features, cells)
             if reason is None:
-                done.append(_row(item, codes_Nhw[position], features))
+                grids = {name: self.grids[name].pack(value_pD) for name, value_pD in cells.items()}
+                done.append(_row(item, codes_Nhw[position], features, grids))
             else:
                 done.append(Reject(item.row, item.id, reason))
         return done
 
+    def _features(self, name: str, value: torch.Tensor, codes_Nhw: np.ndarray) -> np.ndarray:
+        """(N, D) float16 of a global feature, (N, p, D) float32 of a grid."""
+        count, dim = len(codes_Nhw), self.encoders[name].dim
+        if name not in self.grids:
+            assert value.shape == (count, dim)
+            return value.to(torch.float16).cpu().numpy()
+        own = self.grids[name].grid
+        assert value.shape == (count, own[0] * own[1], dim)
+        height, width = codes_Nhw.shape[1:]
+        return coarsened(value, own, (height, width)).cpu().numpy()
 
-def _bad_features(item: Decoded, features: Mapping[str, np.ndarray]) -> str | None:
-    for name, feature_D in features.items():
-        reason = bad_feature(feature_D)
+
+def _bad_features(
+    item: Decoded, features: Mapping[str, np.ndarray], cells: Mapping[str, np.ndarray]
+) -> str | None:
+    reasons = {name: bad_feature(feature_D) for name, feature_D in features.items()}
+    reasons |= {name: bad_cells(cells_pD) for name, cells_pD in cells.items()}
+    for name, reason in reasons.items():
         if reason is not None:
             view = f" of the view {item.id}" if item.view_of is not None else ""
             return f"feature {name!r}{view} is {reason} in float16"
@@ -118,7 +146,12 @@ def _bad_text(item: Decoded, texts_nD: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def _row(item: Decoded, codes_hw: np.ndarray, features: Mapping[str, np.ndarray]) -> Row:
+def _row(
+    item: Decoded,
+    codes_hw: np.ndarray,
+    features: Mapping[str, np.ndarray],
+    grids: Mapping[str, np.ndarray],
+) -> Row:
     sample, index = item.extra.get("sample"), item.extra.get("image_index")
     view = "" if item.view_of is None else item.id.removeprefix(item.view_of)  # "#flip"
     return Row(
@@ -129,6 +162,7 @@ def _row(item: Decoded, codes_hw: np.ndarray, features: Mapping[str, np.ndarray]
         codes_hw=codes_hw,
         features=features,
         extra=item.extra,
+        grids=grids,
         view_of=item.view_of,
     )
 

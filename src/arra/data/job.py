@@ -18,7 +18,7 @@ from PIL import Image
 
 from arra.data.decode import Decoder
 from arra.data.encode import Models, manifest_columns, shard_columns
-from arra.data.feature_statistics import feature_infos
+from arra.data.feature_statistics import feature_infos, grid_infos
 from arra.data.framing import Framing
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import Unit, make_plan, settle_plan, split_off, units_of
@@ -160,7 +160,11 @@ class Job:
                 f"no row of {config.source} ({first}) can be used, the first because: "
                 f"{rejects[0]['reason']}. See {out / REJECTS}"
             )
-        infos = feature_infos([out / s.file for s in splits[first].shards], self.models.encoders)
+        infos = feature_infos(
+            [out / s.file for s in splits[first].shards],
+            {name: self.models.encoders[name] for name in self.models.dims},
+        )
+        grids = grid_infos(out, splits[first].shards, self.models.encoders, self.models.grids)
         source, tokenizer = self.parts[first], self.models.tokenizer
         write_manifest(
             out,
@@ -173,6 +177,7 @@ class Job:
                     tokenizer.factor,
                 ),
                 features={k: replace(v, spec=_anchored(v.spec)) for k, v in infos.items()},
+                grids={k: replace(v, spec=_anchored(v.spec)) for k, v in grids.items()},
                 size=config.size,
                 crop=self.framing.name,
                 framing=self.framing.described(),
@@ -234,7 +239,7 @@ def open_job(
 
         image_tokenizer = load_image_tokenizer(config.image_tokenizer, device)
     framing = config.framing_for(image_tokenizer.factor)
-    encoders = _load_encoders(config.encoder, device)
+    encoders = _load_encoders(config, device)
     text_encoders = _load_text_encoder(config, device)
     fingerprints = {name: encoder.fingerprint for name, encoder in encoders.items()}
     fingerprints |= {TEXT_FEATURE + name: e.fingerprint for name, e in text_encoders.items()}
@@ -250,7 +255,7 @@ def open_job(
             crop=framing.name,
         ),
     )
-    models = Models(image_tokenizer, encoders, text_encoders, device)
+    models = Models(image_tokenizer, encoders, text_encoders, device, config.grid_dtype)
     return Job(config, models, parts, units_of(parts, config.shard_rows), plan, framing)
 
 
@@ -280,11 +285,11 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _load_encoders(specs: tuple[str, ...], device: str) -> dict[str, Encoder]:
+def _load_encoders(config: PrepareConfig, device: str) -> dict[str, Encoder]:
     encoders: dict[str, Encoder] = {}
-    for name, each in named_encoders(specs).items():
+    for name, each in named_encoders(config.encoder).items():
         for spec in each:
-            encoder = load_encoder(spec, device=device)
+            encoder = load_encoder(spec, device=device, grids=True, dtype=config.encoder_dtype)
             key = name or encoder.name
             if key in encoders:
                 raise ValueError(

@@ -63,6 +63,7 @@ class FeatureInfo:
         mean: (D) mean of the raw features.
         unit_mean: (D) mean of the raw features scaled to length 1.
         centred_unit_mean: (D) mean of (feature - mean) scaled to length 1.
+        dtype: what the encoder computed in.
     """
 
     dim: int
@@ -72,6 +73,21 @@ class FeatureInfo:
     mean: list[float]
     unit_mean: list[float]
     centred_unit_mean: list[float]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class GridInfo(FeatureInfo):
+    """One encoder's grids of patch features (grid_column.py), with statistics over the cells as
+    training sees them, of images spread evenly over the train split.
+
+    Attributes:
+        grid: the encoder's own rows and columns.
+        stored: float16 or int8.
+    """
+
+    grid: list[int] = field(default_factory=list)
+    stored: str = "float16"
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,8 @@ class Manifest:
         rejects: how many rows were left out; rejects.jsonl lists them.
         rejects_sha256: of rejects.jsonl.
         text_features: name -> text encoder; the column is `text_feature.<name>`.
+        grids: name -> encoder and statistics of its patches; the column is `grid.<name>`. No name
+            is in `features` as well.
     """
 
     splits: dict[str, SplitInfo]
@@ -122,7 +140,12 @@ class Manifest:
     rejects_sha256: str = ""
     text_features: dict[str, TextFeatureInfo] = field(default_factory=dict)
     framing: dict[str, Any] = field(default_factory=dict)
+    grids: dict[str, GridInfo] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def aligned(self) -> dict[str, FeatureInfo]:
+        """Everything that may be aligned to: features and grids."""
+        return {**self.features, **self.grids}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -164,6 +187,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     content["text_features"] = {
         k: TextFeatureInfo(**info) for k, info in content.get("text_features", {}).items()
     }
+    content["grids"] = {k: GridInfo(**info) for k, info in content.get("grids", {}).items()}
     return Manifest(**content)
 
 

@@ -29,9 +29,14 @@ class PrepareConfig:
     out: Path
     """Folder to write; the same command again resumes or repairs it."""
     encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]FOLDER|HUB_ID|builtin:NAME|MODULE:FUNCTION[@class|projected|mean|both]: makes the
-    features; may be given several times. NAME is the feature's name (default: the encoder's);
+    """[NAME=]FOLDER|HUB_ID|builtin:NAME|MODULE:FUNCTION[@class|projected|mean|both|patch]: makes
+    the features; may be given several times. NAME is the feature's name (default: the encoder's);
     pooling: the family's own, class where there is one (docs/encoders.md)."""
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What encoders compute in; bfloat16 is faster where it is native, and gives other features."""
+    grid_dtype: Literal["float16", "int8"] = "float16"
+    """How grids of patches (@patch) are stored; int8 takes half, within 1/254 of each vector's
+    largest value."""
     text_encoder: str | None = None
     """[NAME=]FOLDER|HUB_ID of a T5: also stores captions as its features, for models that are
     prompted by those; default: none. NAME is the feature's name (default: the encoder's)."""

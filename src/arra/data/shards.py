@@ -9,7 +9,7 @@ Legend: N images, D feature width, h and w code rows and columns, K codebook siz
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arra.data.grid_column import GRID, GridColumn, format_of, group_rows
 from arra.data.manifest import (
     AGAIN,
     FeatureInfo,
+    GridInfo,
     Manifest,
     ShardInfo,
     SplitInfo,
@@ -33,14 +35,16 @@ from arra.data.text_column import (
     GROUP_ROWS,
     TEXT_FEATURE,
     TextColumn,
-    compression_of,
     text_array,
 )
+from arra.data.vector_column import compression_of, vector_array
 from arra.files import atomic_write, sha256_of
 
 __all__ = [
     "Dataset",
     "FeatureInfo",
+    "GridColumn",
+    "GridInfo",
     "Manifest",
     "Row",
     "ShardInfo",
@@ -86,6 +90,7 @@ class Row:
         features: name -> (D) float16.
         extra: the source's other columns.
         text_features: name -> (n, D) float16 of the caption's n tokens.
+        grids: name -> uint8 (p, b), cells as `GridFormat.pack` gives them.
         views: further rows of the same picture, which follow it in the shard.
         view_of: for such a row, the id of the picture's own.
     """
@@ -98,6 +103,7 @@ class Row:
     features: Mapping[str, np.ndarray]
     extra: Mapping[str, Any] = field(default_factory=dict)
     text_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    grids: Mapping[str, np.ndarray] = field(default_factory=dict)
     views: tuple["Row", ...] = ()
     view_of: str | None = None
 
@@ -114,7 +120,7 @@ def arrow_type(kind: type) -> pa.DataType:
 
 def stored_name(name: str) -> str:
     """The name of a source's own column in a shard."""
-    taken = name in RESERVED or name.startswith((FEATURE, TEXT_FEATURE))
+    taken = name in RESERVED or name.startswith((FEATURE, TEXT_FEATURE, GRID))
     return f"source.{name}" if taken else name
 
 
@@ -151,21 +157,23 @@ def write_shard(
     sink = pa.BufferOutputStream()
     written = [each for row in rows for each in (row, *row.views)]
     assert with_views or len(written) == len(rows)
-    table = _table(written, dims, columns, text_dims or {})
-    if with_views:
-        table = table.append_column("view_of", pa.array([r.view_of for r in written], pa.string()))
-    compression, level = compression_of(table.schema) if text_dims else ("zstd", 3)
-    pq.write_table(
-        table,
+    group = _rows_of_a_group(written)
+    parts = [written[start : start + group] for start in range(0, len(written), group)]
+    tables = (_table(part, dims, columns, text_dims or {}, with_views) for part in parts)
+    first = next(tables)
+    compression, level = compression_of(first.schema)
+    with pq.ParquetWriter(
         sink,
-        row_group_size=GROUP_ROWS if text_dims else len(written),
+        first.schema,
         version="2.6",
         compression=compression,
         compression_level=level,
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,
-    )
+    ) as writer:
+        for table in (first, *tables):
+            writer.write_table(table)
     content = sink.getvalue()
     with atomic_write(path) as temporary, open(temporary, "wb") as handle:
         handle.write(content)
@@ -173,11 +181,20 @@ def write_shard(
     return ShardInfo(path.name, len(written), digest, len(written) - len(rows))
 
 
+def _rows_of_a_group(rows: Sequence[Row]) -> int:
+    """All, but few where a row has vectors that are read one row at a time."""
+    if rows[0].grids:
+        sizes = [sum(grid.nbytes for grid in row.grids.values()) for row in rows]
+        return group_rows(sizes, GROUP_ROWS)
+    return GROUP_ROWS if rows[0].text_features else len(rows)
+
+
 def _table(
     rows: Sequence[Row],
     dims: Mapping[str, int],
     columns: Mapping[str, type],
     text_dims: Mapping[str, int],
+    with_views: bool,
 ) -> pa.Table:
     arrays: dict[str, pa.Array] = {
         "id": pa.array([row.id for row in rows], pa.string()),
@@ -198,10 +215,14 @@ def _table(
         arrays[FEATURE + name] = pa.FixedSizeListArray.from_arrays(flat, dim)
     for name, dim in text_dims.items():
         arrays[TEXT_FEATURE + name] = text_array([row.text_features[name] for row in rows], dim)
+    for name, grid_pb in rows[0].grids.items():
+        arrays[GRID + name] = vector_array([row.grids[name] for row in rows], grid_pb.shape[1])
     for name, kind in columns.items():
         arrays[stored_name(name)] = pa.array(
             [row.extra.get(name) for row in rows], arrow_type(kind)
         )
+    if with_views:
+        arrays["view_of"] = pa.array([row.view_of for row in rows], pa.string())
     return pa.table(arrays)
 
 
@@ -209,7 +230,7 @@ def _table(
 
 
 class Dataset:
-    """One split of a prepared dataset, in memory but for the features of captions.
+    """One split of a prepared dataset, in memory but for the features of captions and of patches.
 
     Attributes:
         folder, split, manifest: what was opened.
@@ -219,10 +240,18 @@ class Dataset:
         grids: (N, 2) int16, code rows and columns.
         features: name -> (N, D) float16.
         text_features: name -> the captions' features, read row by row when asked for.
+        patch_features: name -> a vector for each code, read row by row when asked for.
         view_of: of each row that is a view of another, that row's id; else None.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: Manifest, table: pa.Table) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        manifest: Manifest,
+        table: pa.Table,
+        wanted: Collection[str] = (),
+    ) -> None:
         self.folder, self.split, self.manifest = folder, split, manifest
         self.ids: list[str] = table.column("id").to_pylist()
         self.samples: list[str] = table.column("sample").to_pylist()
@@ -247,6 +276,11 @@ class Dataset:
         self.text_features = {
             name: TextColumn(folder, shards, name, info.dim)
             for name, info in manifest.text_features.items()
+        }
+        self.patch_features = {
+            name: GridColumn(folder, shards, name, format_of(info), self.grids)
+            for name, info in manifest.grids.items()
+            if name in wanted
         }
 
     def __len__(self) -> int:
@@ -315,7 +349,7 @@ def open_dataset(
     Args:
         folder: what `arra prepare --out` wrote.
         split: train, val, test, …
-        features: names of the features to read; None reads all, () none.
+        features: names of the features and grids to read; None reads all, () none.
         check: verify SHA-256 (once per process and file), counts, ids, codes and features.
 
     Raises:
@@ -326,22 +360,23 @@ def open_dataset(
     manifest = read_manifest(folder)
     if split not in manifest.splits:
         raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
-    wanted = list(manifest.features) if features is None else list(features)
+    known = manifest.aligned()
+    wanted = list(known) if features is None else list(features)
     for name in wanted:
-        if name not in manifest.features:
-            there = ", ".join(manifest.features) or "none"
+        if name not in known:
+            there = ", ".join(known) or "none"
             raise ValueError(
                 f"{folder} has no feature {name!r}, it has {there}: ask for one of these, or "
                 f"prepare the data again with --encoder {name}=..."
             )
     columns = ["id", "sample", "image_index", "text", "image_ids", "grid_height", "grid_width"]
-    columns += [FEATURE + name for name in wanted]
+    columns += [FEATURE + name for name in wanted if name in manifest.features]
     columns += ["view_of"] if manifest.splits[split].views else []
     tables = [
         _read_shard(folder / shard.file, shard, columns, check)
         for shard in manifest.splits[split].shards
     ]
-    dataset = Dataset(folder, split, manifest, pa.concat_tables(tables))
+    dataset = Dataset(folder, split, manifest, pa.concat_tables(tables), wanted)
     if check:
         dataset.check()
     return dataset

@@ -94,11 +94,15 @@ class Encoder:
         opened.model.to(device=self.device, dtype=_DTYPES[dtype])
         self.model: Any = opened.model.eval().requires_grad_(False)
 
+    @property
+    def gives_grids(self) -> bool:
+        """Whether features are (N, P, D), one vector a patch."""
+        return self.pooling.partition(":")[0] == "patch"
+
     @cached_property
-    def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of `patch`, else None; costs one picture's pass the first time."""
-        if not self.pooling.startswith("patch"):
-            return None
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches; costs one picture's pass the first time."""
+        assert self.gives_grids, "only @patch has a grid"
         pixels_NCHW = self.preprocess([Image.new("RGB", (64, 64))])
         with torch.no_grad():
             patches = self.pool(pixels_NCHW).shape[1]

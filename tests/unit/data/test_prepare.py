@@ -39,6 +39,8 @@ class RedTokenizer:
 class RedEncoder:
     """Features [red / 256, 1], and what the test makes of certain levels."""
 
+    dtype, gives_grids = "float32", False
+
     def __init__(self, spec="red", name="red", odd=()):
         self.spec, self.name, self.pooling, self.dim = spec, name, "class", 2
         self.fingerprint, self.odd, self.seen = f"fp-{spec}", dict(odd), []
@@ -61,7 +63,7 @@ class RedEncoder:
 @pytest.fixture
 def encoder(monkeypatch):
     made = RedEncoder()
-    monkeypatch.setattr(module, "load_encoder", lambda spec, device: made)
+    monkeypatch.setattr(module, "load_encoder", lambda spec, device, grids, dtype: made)
     return made
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny_t5 import WIDTH, save_tiny_t5
 
-from arra.data import text_column
+from arra.data import vector_column
 from arra.data.loader import Loader
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
@@ -205,7 +205,7 @@ def test_rows_are_read_with_their_group_only(
 def test_memory_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [80]
     captions = written(tmp_path, counts)
-    monkeypatch.setattr(text_column, "CACHE_BYTES", 2 * 16 * 4 * 3 * 2)  # two groups of 4 x 3
+    monkeypatch.setattr(vector_column, "CACHE_BYTES", 2 * 16 * 4 * 3 * 2)  # two groups of 4 x 3
     column = column_of(tmp_path, counts)
     for row in np.random.default_rng(1).integers(0, 80, 200).tolist():
         assert np.array_equal(column[row], captions[row])

@@ -118,7 +118,8 @@ def test_equals_transformers(built, images, name, pooling):
     encoder = load_encoder(folder, pooling, grids=True)
     features = encoder(images)
     assert features.dtype == torch.float32
-    assert encoder.grid == ((3, 3) if pooling == "patch" else None)
+    assert encoder.gives_grids == (pooling == "patch")
+    assert not encoder.gives_grids or encoder.grid == (3, 3)
     assert features.shape == (3, *([9] if pooling == "patch" else []), encoder.dim)
     assert encoder.pooling == pooling
     torch.testing.assert_close(features, expected(name, model, processor, images, pooling))
