@@ -1,15 +1,17 @@
 """COCO captions: annotations/captions_{train,val}YYYY.json and the folders of images they name.
 
-Several people captioned each image. `?captions=all` (default) makes one row of each caption,
-`?captions=first` one row of each image.
+Several people captioned each image. `?captions=all` (default) makes one row of each caption;
+`first`, `random` and `join` make one row of each image (captions.py).
 """
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arra.data.captions import WHICH, CaptionColumns
 from arra.data.source_options import check_options
 from arra.data.source_tables import Entry, FileSource, bad_path
 from arra.data.sources import Reject, bad_text, digest, pick_split
@@ -27,7 +29,7 @@ def caption_files(folder: Path) -> list[Path]:
 def open_coco(
     folder: Path,
     split: str | None,
-    text_column: str,
+    text: CaptionColumns,
     image_column: str,
     name: str,
     options: Mapping[str, str],
@@ -41,8 +43,8 @@ def open_coco(
         ValueError: another column than `text` or `caption`, several years and none chosen, or a
             file that is not what it is called.
     """
-    check_options(name, options, {"captions": ("all", "first"), "year": ()})
-    if text_column not in ("text", "caption") or image_column != "image":
+    check_options(name, options, {"captions": ("all", *WHICH), "year": ()})
+    if text.named not in ("text", "caption") or image_column != "image":
         raise ValueError(f"{name}: COCO captions have no other columns than the caption")
     by_split: dict[str, list[tuple[str, Path]]] = {}
     for path in caption_files(folder):
@@ -65,16 +67,19 @@ def open_coco(
     root = next((folder / place for place in places if (folder / place).is_dir()), None)
     if root is None:
         raise ValueError(f"{name}: none of the folders {', '.join(places)} is there")
-    only_first = options.get("captions") == "first"
+    which = options.get("captions", "all" if text.which == "first" else text.which)
+    chooser = None if which == "all" else replace(text, which=which)
     entries: list[Entry | Reject] = []
     seen: set[str] = set()
     for image in images:
-        entries += _entries_of(image, captions, root, only_first, len(entries), seen)
+        entries += _entries_of(image, captions, root, chooser, len(entries), seen)
     entries += [
         Reject(len(entries) + k, id_, "the caption's image is not listed")
         for k, id_ in enumerate(stray)
     ]
-    fingerprint = digest("coco", sha256_of(path), chosen, only_first)
+    fingerprint = digest(
+        "coco", sha256_of(path), chosen, which, text.seed if which == "random" else 0
+    )
     splits, columns = tuple(by_split), dict(_COLUMNS)
     return FileSource(name, chosen, splits, entries, fingerprint, columns, grouped_by="image_id")
 
@@ -121,7 +126,7 @@ def _entries_of(
     image: Any,
     captions: dict[int, list[dict[str, Any]]],
     root: Path,
-    only_first: bool,
+    chooser: CaptionColumns | None,
     row: int,
     seen: set[str],
 ) -> list[Entry | Reject]:
@@ -137,7 +142,8 @@ def _entries_of(
     if reason is not None:
         return [Reject(row, str(number), reason)]
     entries: list[Entry | Reject] = []
-    for index, annotation in enumerate(mine[:1] if only_first else mine):
+    numbered = list(enumerate(mine))
+    for index, annotation in numbered if chooser is None else [_one_of(numbered, chooser)]:
         id_, text = _id_of(annotation), annotation.get("caption")
         reason = bad_text(text) if id_ is not None else "the caption has no number"
         if id_ in seen:
@@ -146,8 +152,22 @@ def _entries_of(
             seen.add(id_)
         if id_ is None or reason is not None:
             assert reason is not None
-            entries.append(Reject(row + index, id_, reason))
+            entries.append(Reject(row + len(entries), id_, reason))
             continue
         extra = {"image_id": number, "caption_index": index}
         entries.append(Entry(id_, root / str(file), str(text).strip(), dict(extra)))
     return entries
+
+
+def _one_of(
+    annotations: list[tuple[int, dict[str, Any]]], chooser: CaptionColumns
+) -> tuple[int, dict[str, Any]]:
+    """One annotation for all of an image; joined ones keep the first one's number."""
+    index, first = annotations[0]
+    name = str(first.get("image_id"))
+    if chooser.which == "random":
+        return annotations[chooser.drawn(name, len(annotations))]
+    if chooser.which == "first":
+        return index, first
+    captions = [annotation.get("caption") for _, annotation in annotations]
+    return index, {**first, "caption": chooser.choose([captions], name)}

@@ -4,6 +4,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from arra.data.captions import CaptionColumns
 from arra.data.source_tables import (
     Entry,
     FileSource,
@@ -12,8 +13,9 @@ from arra.data.source_tables import (
     from_rows,
     image_column_of,
     read_table,
+    text_columns,
 )
-from arra.data.sources import SPLIT_NAMES, Reject, digest, is_utf8, missing_column, pick_split
+from arra.data.sources import SPLIT_NAMES, Reject, digest, is_utf8, pick_split
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -35,7 +37,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def open_folder(
-    folder: Path, split: str | None, text_column: str, image_column: str, name: str
+    folder: Path, split: str | None, text: CaptionColumns, image_column: str, name: str
 ) -> FileSource:
     """An image folder: with metadata, with NAME.txt beside each image, or one folder per class.
 
@@ -44,7 +46,7 @@ def open_folder(
     """
     table = _metadata(folder)
     if table is not None:
-        return _with_root_metadata(folder, table, split, text_column, image_column, name)
+        return _with_root_metadata(folder, table, split, text, image_column, name)
     parts = _split_folders(folder, name)
     splits = tuple(parts)
     chosen = pick_split(name, splits, split)
@@ -52,7 +54,7 @@ def open_folder(
     table = _metadata(root)
     if table is not None:
         rows = read_table(table)
-        return from_rows(table, rows, chosen, splits, text_column, image_column, name)
+        return from_rows(table, rows, chosen, splits, text, image_column, name)
     images = list_images(root)
     if not images:
         raise ValueError(
@@ -61,8 +63,8 @@ def open_folder(
     sizes = [(relative, (root / relative).stat().st_size) for relative in images]
     captioned = any((root / relative).with_suffix(".txt").is_file() for relative in images)
     if captioned:
-        texts = [(root / relative).with_suffix(".txt") for relative in images]
-        sizes += [(text.name, text.stat().st_size) for text in texts if text.is_file()]
+        beside = [(root / relative).with_suffix(".txt") for relative in images]
+        sizes += [(file.name, file.stat().st_size) for file in beside if file.is_file()]
         entries = [_captioned(row, relative, root) for row, relative in enumerate(images)]
         return FileSource(name, chosen, splits, entries, digest("captions", sizes))
     names = sorted({r.split("/")[0] for part in parts.values() for r in _in_folders(part)})
@@ -83,24 +85,23 @@ def open_folder(
 
 
 def _with_root_metadata(
-    folder: Path, table: Path, split: str | None, text_column: str, image_column: str, name: str
+    folder: Path, table: Path, split: str | None, text: CaptionColumns, image_column: str, name: str
 ) -> FileSource:
     rows = read_table(table)
     there = columns_of(rows)
-    if text_column not in there:
-        raise missing_column(str(table), "text", text_column, there)
+    text_columns(str(table), text, there)
     column = image_column_of(table, image_column, there)
     tops = [_top(row, column) for row in rows]
     named = {top for top in tops if top is not None}
     if not named or any(top.lower() not in SPLIT_NAMES for top in named):
         chosen = pick_split(name, ("train",), split)
-        return from_rows(table, rows, chosen, ("train",), text_column, image_column, name)
+        return from_rows(table, rows, chosen, ("train",), text, image_column, name)
     # Rows that name no split folder (unreadable lines, images at the root) stay with `train`.
     of_row = [SPLIT_NAMES[top.lower()] if top is not None else "train" for top in tops]
     splits = tuple(sorted(set(of_row), key=("train", "val", "test").index))
     chosen = pick_split(name, splits, split)
     mine = [row for row, owner in zip(rows, of_row, strict=True) if owner == chosen]
-    return from_rows(table, mine, chosen, splits, text_column, image_column, name)
+    return from_rows(table, mine, chosen, splits, text, image_column, name)
 
 
 def _top(row: dict[str, Any] | Reject, column: str) -> str | None:

@@ -13,6 +13,7 @@ from arra.data import (
     source_tables,
     source_webdataset,
 )
+from arra.data.captions import CaptionColumns
 from arra.data.source_options import check_options
 from arra.data.sources import Source
 
@@ -21,7 +22,7 @@ def open_source_at(
     path: Path,
     located: str,
     split: str | None,
-    text_column: str,
+    text: CaptionColumns,
     image_column: str,
     name: str,
     options: Mapping[str, str],
@@ -30,7 +31,8 @@ def open_source_at(
 
     Args:
         path, located: where it is, and that as the user wrote it.
-        split, text_column, image_column: as in `open_source`.
+        split, image_column: as in `open_source`.
+        text: which columns hold the caption.
         name: the source as named, with its options.
         options: what stood behind `?`.
 
@@ -40,20 +42,20 @@ def open_source_at(
     """
     source = None
     if path.exists():
-        source = _published(path, split, text_column, image_column, name, options)
+        source = _published(path, split, text, image_column, name, options)
     if source is not None:
         return source
     check_options(name, options, {})
     if path.is_dir():
         if source_parquet.holds_parquet(path):
-            return source_parquet.open_parquet(path, split, text_column, image_column, name)
-        return source_folders.open_folder(path, split, text_column, image_column, name)
+            return source_parquet.open_parquet(path, split, text, image_column, name)
+        return source_folders.open_folder(path, split, text, image_column, name)
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix == ".parquet":
-            return source_parquet.open_parquet(path, split, text_column, image_column, name)
+            return source_parquet.open_parquet(path, split, text, image_column, name)
         if suffix in source_tables.TABLE_SUFFIXES:
-            return source_tables.open_table(path, split, text_column, image_column, name)
+            return source_tables.open_table(path, split, text, image_column, name)
         raise ValueError(
             f"{name} cannot be read as a source: files are .json with conversations, .tar, .tsv, "
             f".parquet, .jsonl or .csv; name the folder of other layouts"
@@ -63,13 +65,13 @@ def open_source_at(
         raise FileNotFoundError(
             f"source {located} does not exist: check the path (hub ids are OWNER/NAME)"
         )
-    return source_parquet.open_hub(located, split, text_column, image_column)
+    return source_parquet.open_hub(located, split, text, image_column)
 
 
 def _published(
     path: Path,
     split: str | None,
-    text_column: str,
+    text: CaptionColumns,
     image_column: str,
     name: str,
     options: Mapping[str, str],
@@ -77,16 +79,16 @@ def _published(
     """A source of a published layout; None if the path has none of them."""
     if path.suffix.lower() == ".tar" if path.is_file() else source_webdataset.tar_files(path):
         check_options(name, options, {})
-        return source_webdataset.open_webdataset(path, split, text_column, image_column, name)
+        return source_webdataset.open_webdataset(path, split, text, image_column, name)
     if path.is_dir() and source_coco.caption_files(path):
-        return source_coco.open_coco(path, split, text_column, image_column, name, options)
+        return source_coco.open_coco(path, split, text, image_column, name, options)
     if path.is_dir() and source_mimic.tables(path) is not None:
-        return source_mimic.open_mimic(path, split, text_column, image_column, name, options)
+        return source_mimic.open_mimic(path, split, text.only(name), image_column, name, options)
     if path.is_dir() and source_deepeyenet.description_files(path):
         check_options(name, options, {})
-        return source_deepeyenet.open_deepeyenet(path, split, text_column, image_column, name)
+        return source_deepeyenet.open_deepeyenet(path, split, text.only(name), image_column, name)
     if path.is_file() and source_conversations.holds_conversations(path):
         return source_conversations.open_conversations(
-            path, split, text_column, image_column, name, options
+            path, split, text.only(name), image_column, name, options
         )
     return None

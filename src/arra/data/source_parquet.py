@@ -3,7 +3,7 @@
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arra.data.source_tables import bad_path
+from arra.data.captions import CaptionColumns
+from arra.data.source_tables import bad_path, text_columns
 from arra.data.sources import (
     SPLIT_NAMES,
     Record,
@@ -39,25 +40,26 @@ class _TableSource:
         split: str,
         splits: tuple[str, ...],
         schema: pa.Schema,
-        text_column: str,
+        text: CaptionColumns,
         image_column: str,
         root: Path | None,
     ) -> None:
         self.name, self.split, self.splits = name, split, splits
-        for kind, column in (("text", text_column), ("image", image_column)):
-            if column not in schema.names:
-                raise missing_column(name, kind, column, schema.names)
-        self._schema, self._text, self._image, self._root = schema, text_column, image_column, root
+        self._text_columns = text_columns(name, text, schema.names)
+        if image_column not in schema.names:
+            raise missing_column(name, "image", image_column, schema.names)
+        self._schema, self._text, self._image, self._root = schema, text, image_column, root
         labels = _class_labels(schema)
-        self._text_names = labels.get(text_column, ())
+        self._names = {column: labels.get(column, ()) for column in self._text_columns}
         self.class_names = tuple(labels.get("label", ()))
-        kind = schema.field(text_column).type
-        if not (_is_text(kind) or (pa.types.is_integer(kind) and self._text_names)):
-            raise ValueError(
-                f"{name}: column {text_column!r} holds {kind}, not captions. Name another with "
-                f"--text-column; its columns are {', '.join(schema.names)}"
-            )
-        skip = {text_column, image_column, "id"}
+        for column in self._text_columns:
+            kind = schema.field(column).type
+            if not (_holds_text(kind) or (pa.types.is_integer(kind) and self._names[column])):
+                raise ValueError(
+                    f"{name}: column {column!r} holds {kind}, not captions. Name another with "
+                    f"--text-column; its columns are {', '.join(schema.names)}"
+                )
+        skip = {*self._text_columns, image_column, "id"}
         self.columns = {f.name: _kind(f.type) for f in schema if f.name not in skip}
         self._duplicates: dict[int, int] = {}
 
@@ -92,13 +94,10 @@ class _TableSource:
             return Reject(row, None, "the id is not valid UTF-8")
         if row in self._duplicates:
             return Reject(row, id_, f"duplicate id, first seen in row {self._duplicates[row]}")
-        text = cells[self._text]
-        if isinstance(text, bytes):
-            text = _decoded(text)
+        captions = (_caption(cells[name], self._names[name]) for name in self._text_columns)
+        text = self._text.choose(captions, id_)
         if isinstance(text, bytes):
             return Reject(row, id_, "the caption is not valid UTF-8")
-        if isinstance(text, int) and self._text_names:
-            text = self._text_names[text] if 0 <= text < len(self._text_names) else None
         image = self._image_of(cells[self._image])
         reason = image if isinstance(image, str) else bad_text(text)
         if reason is not None:
@@ -120,6 +119,22 @@ class _TableSource:
         if not isinstance(cell, str) or self._root is None:
             return f"the image is neither bytes nor a path but {type(cell).__name__}"
         return bad_path(cell) or self._root / cell
+
+
+def _caption(value: Any, names: Sequence[str]) -> Any:
+    """A cell of a caption column: text, a list of texts, or a class by its name."""
+    if isinstance(value, list):
+        return [_caption(each, names) for each in value]
+    if isinstance(value, bytes):
+        return _decoded(value)
+    if isinstance(value, int) and names:
+        return names[value] if 0 <= value < len(names) else None
+    return value
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return _is_text(kind.value_type if listed else kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -150,6 +165,9 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
         return [dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [_decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+    if pa.types.is_list(column.type) and _is_text(column.type.value_type):
+        rows = column.cast(pa.list_(pa.large_binary())).to_pylist()
+        return [row if row is None else [_decoded(value) for value in row] for row in rows]
     return column.to_pylist()
 
 
@@ -200,7 +218,7 @@ def _split_of_file(file: Path, base: Path) -> str:
 
 
 def open_parquet(
-    path: Path, split: str | None, text_column: str, image_column: str, name: str
+    path: Path, split: str | None, text: CaptionColumns, image_column: str, name: str
 ) -> "ParquetSource":
     """A Parquet file or a folder of them; `train-*`, `test-*`, … in file names say the split."""
     by_split: dict[str, list[Path]] = {}
@@ -208,7 +226,7 @@ def open_parquet(
         by_split.setdefault(_split_of_file(file, path), []).append(file)
     splits = tuple(each for each in ("train", "val", "test") if each in by_split)
     chosen = pick_split(name, splits, split)
-    return ParquetSource(name, chosen, splits, by_split[chosen], text_column, image_column)
+    return ParquetSource(name, chosen, splits, by_split[chosen], text, image_column)
 
 
 class ParquetSource(_TableSource):
@@ -220,7 +238,7 @@ class ParquetSource(_TableSource):
         split: str,
         splits: tuple[str, ...],
         files: list[Path],
-        text_column: str,
+        text: CaptionColumns,
         image_column: str,
     ) -> None:
         self._files = [_open(file) for file in files]
@@ -229,7 +247,7 @@ class ParquetSource(_TableSource):
         for file, path in zip(self._files, files, strict=True):
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"{path} has other columns or types than {files[0]}")
-        super().__init__(name, split, splits, schema, text_column, image_column, files[0].parent)
+        super().__init__(name, split, splits, schema, text, image_column, files[0].parent)
         self._groups: list[tuple[int, int, int, int]] = []  # first row, rows, file, group
         row = 0
         for number, file in enumerate(self._files):
@@ -244,7 +262,7 @@ class ParquetSource(_TableSource):
             self._find_duplicates(self._column("id"))
         self._cached: tuple[tuple[int, int], pa.Table] | None = None
         footers = [(path.name, path.stat().st_size, _footer(path)) for path in files]
-        self.fingerprint = digest("parquet", footers, split, text_column, image_column)
+        self.fingerprint = digest("parquet", footers, split, text.identity, image_column)
 
     def __len__(self) -> int:
         return self._length
@@ -295,7 +313,7 @@ def _footer(path: Path, size: int = 65_536) -> str:
 # The hub
 
 
-def open_hub(name: str, split: str | None, text_column: str, image_column: str) -> "HubSource":
+def open_hub(name: str, split: str | None, text: CaptionColumns, image_column: str) -> "HubSource":
     """A dataset of the Hugging Face hub, through the optional package `datasets`.
 
     Raises:
@@ -328,7 +346,7 @@ def open_hub(name: str, split: str | None, text_column: str, image_column: str) 
         ) from None
     by_split = {SPLIT_NAMES.get(key, key): value for key, value in loaded.items()}
     chosen = pick_split(name, tuple(by_split), split)
-    return HubSource(name, chosen, tuple(by_split), by_split[chosen], text_column, image_column)
+    return HubSource(name, chosen, tuple(by_split), by_split[chosen], text, image_column)
 
 
 class HubSource(_TableSource):
@@ -340,16 +358,16 @@ class HubSource(_TableSource):
         split: str,
         splits: tuple[str, ...],
         dataset: Any,
-        text_column: str,
+        text: CaptionColumns,
         image_column: str,
     ) -> None:
         self._dataset = dataset.with_format("arrow")
         schema = dataset.features.arrow_schema
-        super().__init__(name, split, splits, schema, text_column, image_column, None)
+        super().__init__(name, split, splits, schema, text, image_column, None)
         if "id" in schema.names:
             self._find_duplicates(self._column("id"))
         content = getattr(dataset, "_fingerprint", None)
-        self.fingerprint = digest("hub", name, split, content, text_column, image_column)
+        self.fingerprint = digest("hub", name, split, content, text.identity, image_column)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -5,11 +5,12 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from arra.data.captions import CaptionColumns
 from arra.data.sources import (
     Record,
     Reject,
@@ -109,13 +110,13 @@ def _sidecar(image: Path) -> str | Reject:
 
 
 def open_table(
-    path: Path, split: str | None, text_column: str, image_column: str, name: str
+    path: Path, split: str | None, text: CaptionColumns, image_column: str, name: str
 ) -> FileSource:
     """A JSONL, CSV or TSV file: an image path, relative to it, and a caption per row."""
     only = split_of(path.stem) or "train"
     chosen = pick_split(name, (only,), split)
     rows = read_table(path)
-    return from_rows(path, rows, chosen, (only,), text_column, image_column, name)
+    return from_rows(path, rows, chosen, (only,), text, image_column, name)
 
 
 def from_rows(
@@ -123,21 +124,33 @@ def from_rows(
     rows: list[dict[str, Any] | Reject],
     split: str,
     splits: tuple[str, ...],
-    text_column: str,
+    text: CaptionColumns,
     image_column: str,
     name: str,
 ) -> FileSource:
     there = columns_of(rows)
     if not rows:
         raise ValueError(f"{path} has no rows")
-    if text_column not in there:
-        raise missing_column(str(path), "text", text_column, there)
+    columns_of_text = text_columns(str(path), text, there)
     image_column = image_column_of(path, image_column, there)
-    skip = {text_column, image_column, "id"}
+    skip = {*columns_of_text, image_column, "id"}
     columns = {key: kind_of(rows, key, path.suffix) for key in there if key not in skip}
-    entries = _entries(rows, path.parent, text_column, image_column, columns)
-    fingerprint = digest("table", sha256_of(path), split, text_column, image_column)
+    entries = _entries(rows, path.parent, text, columns_of_text, image_column, columns)
+    fingerprint = digest("table", sha256_of(path), split, text.identity, image_column)
     return FileSource(name, split, splits, entries, fingerprint, columns)
+
+
+def text_columns(name: str, text: CaptionColumns, there: Sequence[str]) -> tuple[str, ...]:
+    """The columns that hold captions.
+
+    Raises:
+        ValueError: one of them is not there; the message lists what is.
+    """
+    columns = text.among(there)
+    for column in columns:
+        if column not in there:
+            raise missing_column(name, "text", column, list(there))
+    return columns
 
 
 def image_column_of(path: Path, image_column: str, there: list[str]) -> str:
@@ -161,7 +174,8 @@ def columns_of(rows: list[dict[str, Any] | Reject]) -> list[str]:
 def _entries(
     rows: list[dict[str, Any] | Reject],
     root: Path,
-    text_column: str,
+    text: CaptionColumns,
+    columns_of_text: Sequence[str],
     image_column: str,
     columns: dict[str, type],
 ) -> list[Entry | Reject]:
@@ -175,7 +189,8 @@ def _entries(
         given = row.get("id")
         id_ = str(file if given is None else given)
         shown = id_ if is_utf8(id_) else None
-        reason = bad_path(file) or bad_text(row.get(text_column))
+        caption = text.choose((row.get(column) for column in columns_of_text), id_)
+        reason = bad_path(file) or bad_text(caption)
         if reason is None and shown is None:
             reason = "the id is not valid UTF-8"
         if reason is None and id_ in first_with:
@@ -185,7 +200,8 @@ def _entries(
             continue
         first_with[id_] = number
         extra = {key: cell(row.get(key), kind) for key, kind in columns.items()}
-        entries.append(Entry(id_, root / str(file), row[text_column], extra))
+        assert isinstance(caption, str)
+        entries.append(Entry(id_, root / str(file), caption, extra))
     return entries
 
 

@@ -64,9 +64,7 @@ def json_of(data: bytes) -> dict[str, Any] | str:
 
 
 @cache
-def index_of(
-    path: Path, size: int, changed_ns: int, text_column: str, image_column: str
-) -> TarIndex:
+def index_of(path: Path, size: int, changed_ns: int, text_part: str, image_column: str) -> TarIndex:
     """The index of one tar. `size` and `changed_ns` keep a changed file from an old index."""
     keys: list[str] = []
     spans: list[list[int]] = []
@@ -75,7 +73,6 @@ def index_of(
     contents: list[object] = []
     first_with: dict[str, int] = {}
     seen: set[str] = set()
-    text_part = "txt" if text_column == "text" else text_column
     with open(path, "rb") as handle:
         for key, members in _samples(path):
             row = len(keys)

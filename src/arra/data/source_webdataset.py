@@ -6,12 +6,13 @@ ever extracted: a tar's headers are read once, and rows are read by their offset
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from arra.data.captions import CaptionColumns
 from arra.data.source_tables import cell
 from arra.data.source_tar_index import IMAGE, JSON, TEXT, index_of, json_of, part_of
 from arra.data.sources import (
@@ -51,7 +52,7 @@ def tar_files(folder: Path) -> list[Path]:
 
 
 def open_webdataset(
-    path: Path, split: str | None, text_column: str, image_column: str, name: str
+    path: Path, split: str | None, text: CaptionColumns, image_column: str, name: str
 ) -> "TarSource":
     """One tar, or a folder of them; `train-*`, `val-*` in names or folders say the split.
 
@@ -71,7 +72,7 @@ def open_webdataset(
     splits = tuple(each for each in ("train", "val", "test") if each in by_split)
     chosen = pick_split(name, splits, split)
     root = path.parent if path.is_file() else path
-    return TarSource(name, chosen, splits, root, by_split[chosen], text_column, image_column)
+    return TarSource(name, chosen, splits, root, by_split[chosen], text, image_column)
 
 
 class TarSource:
@@ -84,17 +85,19 @@ class TarSource:
         splits: tuple[str, ...],
         root: Path,
         files: list[Path],
-        text_column: str,
+        text: CaptionColumns,
         image_column: str,
     ) -> None:
         self.name, self.split, self.splits = name, split, splits
         self.class_names: tuple[str, ...] = ()
         self._files, self._root = files, root
-        self._text, self._image = text_column, image_column
+        self._text, self._image = text, image_column
+        self._text_columns = text.among(())
+        text_part = "txt" if "text" in self._text_columns else self._text_columns[0]
         self._indices = []
         for file in files:
             state = file.stat()
-            index = index_of(file, state.st_size, state.st_mtime_ns, text_column, image_column)
+            index = index_of(file, state.st_size, state.st_mtime_ns, text_part, image_column)
             _compare_with_stats(file, len(index.keys))
             self._indices.append(index)
         self._first = np.cumsum([0, *(len(index.keys) for index in self._indices)]).tolist()
@@ -104,20 +107,21 @@ class TarSource:
         for index in self._indices:
             for key, there in index.kinds.items():
                 kinds[key] = kinds.get(key, frozenset()) | there
-        self._text_keys = [text_column] if text_column != "text" else list(_CAPTIONS)
+        self._text_part = text_part
+        self._text_keys = list(_CAPTIONS if text.named == "text" else self._text_columns)
         parts = sorted({part for index in self._indices for part in index.parts})
         if all((index.spans_N6[:, IMAGE + 1] < 0).all() for index in self._indices):
             raise missing_column(name, "image", image_column, parts)
         has_text = any(index.has_text for index in self._indices)
         if not has_text and not any(key in kinds for key in self._text_keys):
-            raise missing_column(name, "text", text_column, [*parts, *sorted(kinds)])
+            raise missing_column(name, "text", text.named, [*parts, *sorted(kinds)])
         skip = {*self._text_keys, "id"}
         self.columns = {key: _merged(kinds[key]) for key in sorted(kinds) if key not in skip}
         contents = [
             (file.relative_to(root).as_posix(), file.stat().st_size, index.content)
             for file, index in zip(files, self._indices, strict=True)
         ]
-        self.fingerprint = digest("tars", contents, split, text_column, image_column)
+        self.fingerprint = digest("tars", contents, split, text.identity, image_column)
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -156,14 +160,13 @@ class TarSource:
             if isinstance(read, str):
                 return Reject(row, id_, read)
             values = read
-        text: object = None
+        part: str | None = None
         if span_6[TEXT + 1] >= 0:
             try:
-                text = part_of(handle, span_6, TEXT).decode("utf-8-sig").strip()
+                part = part_of(handle, span_6, TEXT).decode("utf-8-sig").strip()
             except UnicodeDecodeError:
                 return Reject(row, id_, "the caption is not valid UTF-8")
-        else:
-            text = next((values[key] for key in self._text_keys if values.get(key)), None)
+        text = self._caption(part, values, id_)
         reason = bad_text(text)
         if reason is not None:
             return Reject(row, id_, reason)
@@ -172,6 +175,15 @@ class TarSource:
             k: cell(values.get(k), kind) for k, kind in self.columns.items()
         }
         return Record(id_, part_of(handle, span_6, IMAGE), text, extra, row)
+
+    def _caption(self, part: str | None, values: Mapping[str, Any], id_: str) -> object:
+        """The text part of a sample, or values of its JSON part, as the columns are named."""
+        if self._text.named == "text":
+            key = next((key for key in _CAPTIONS if values.get(key)), None)
+            each = part if part is not None else None if key is None else values[key]
+            return self._text.choose([each], id_)
+        named = {**values, **({} if part is None else {self._text_part: part, "text": part})}
+        return self._text.choose([named.get(column) for column in self._text_columns], id_)
 
 
 def _merged(kinds: frozenset[str]) -> type:

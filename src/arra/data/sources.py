@@ -13,6 +13,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from arra.data.captions import CaptionColumns
 from arra.data.source_options import split_options
 
 Scalar = str | int | float | bool | None
@@ -123,6 +124,7 @@ def open_source(
     image_column: str = "image",
     limit: int | None = None,
     seed: int = 0,
+    captions: str = "first",
 ) -> Source:
     """Opens one split of a source.
 
@@ -133,10 +135,11 @@ def open_source(
             (source_layouts.py; docs/sources.md), a hub id, or `builtin:scenes`
             (`builtin:scenes:1-4` for one to four shapes). Options follow as PATH?NAME=VALUE.
         split: which split; None takes `train`, or the only one; FIRST_SPLIT any.
-        text_column: name of the caption's column.
+        text_column: name of the caption's column; tables may have several, as `a,b,c`.
         image_column: name of the image's column. Tables of paths also know `file_name` and `path`.
         limit: read at most this many rows of the split.
-        seed: of the drawn scenes; other sources have no randomness.
+        seed: of the drawn scenes, and of captions chosen at random.
+        captions: which of a row's several captions, `first`, `random` or `join` (captions.py).
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -151,9 +154,8 @@ def open_source(
         return ScenesSource(name, split=split, limit=limit, seed=seed)
     located, options = split_options(name)
     path = Path(located).expanduser()
-    source = source_layouts.open_source_at(
-        path, located, split, text_column, image_column, name, options
-    )
+    text = CaptionColumns(text_column, captions, seed)
+    source = source_layouts.open_source_at(path, located, split, text, image_column, name, options)
     return source if limit is None else Rows(source, range(min(limit, len(source))))
 
 

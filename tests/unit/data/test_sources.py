@@ -311,7 +311,7 @@ def test_parquet_paths_and_plain_bytes(tmp_path):
 
 
 def test_parquet_errors(tmp_path):
-    rows = [{"image": cell(tmp_path, 1), "caption": "x", "texts": ["a", "b"]}]
+    rows = [{"image": cell(tmp_path, 1), "caption": "x", "texts": [1, 2]}]
     parquet(tmp_path / "d" / "a.parquet", rows)
     with pytest.raises(ValueError, match=r"no column 'text'.*image, caption, texts"):
         open_source(tmp_path / "d")
