@@ -8,11 +8,15 @@ job.py knows what is to be made and what is finished; an engine makes it.
 """
 
 import errno
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from arra.data.engine_local import make_units
+from arra.data import engine_local
 from arra.data.job import PROGRESS, Job, open_job
+from arra.data.plan import Unit
 from arra.data.prepare_config import PrepareConfig
+from arra.files import is_abandoned
 from arra.image_tokenizers.interface import ImageTokenizer
 
 
@@ -27,13 +31,22 @@ def prepare(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None
         ValueError: wrong or changed settings, nothing usable in the source.
         OSError: the disk is full; finished shards stay and the same command goes on.
     """
-    job = open_job(config, image_tokenizer)
+    if config.engine == "ray":
+        from arra.data.engine_ray import RayEngine
+
+        with RayEngine(config) as engine:
+            return _go_on(engine.open(image_tokenizer), engine.make_units)
+    return _go_on(open_job(config, image_tokenizer), engine_local.make_units)
+
+
+def _go_on(job: Job, make_units: Callable[[Job, Sequence[Unit]], None]) -> Path:
+    """Makes what is missing."""
     _clear(job)
     waiting = job.waiting()
     try:
         make_units(job, waiting)
         if waiting or not job.is_complete():
-            job.complete()
+            _complete(job)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -42,12 +55,26 @@ def prepare(config: PrepareConfig, image_tokenizer: ImageTokenizer | None = None
             errno.ENOSPC,
             f"no space left on the disk: {done} of {len(job.units)} shards are finished and kept, "
             f"free some space and run the same command again",
-            str(config.out),
+            str(job.out),
         ) from None
-    return config.out
+    return job.out
+
+
+def _complete(job: Job) -> None:
+    """The machine that is last completes the dataset; two that are last write the same bytes."""
+    left = job.left_to_others()
+    if not left:
+        job.complete()
+        return
+    print(
+        f"prepare: this machine's shards are finished, {len(left)} of {len(job.units)} are not yet "
+        f"there. Whoever is last completes the dataset, or the same command without --shard",
+        file=sys.stderr,
+    )
 
 
 def _clear(job: Job) -> None:
-    """Removes what a killed run had not yet renamed into place."""
+    """Removes what a killed run had not yet renamed into place, but nothing of a live neighbour."""
     for leftover in [*job.out.glob(".*.partial"), *job.out.glob(f"{PROGRESS}/.*.partial")]:
-        leftover.unlink(missing_ok=True)
+        if is_abandoned(leftover):
+            leftover.unlink(missing_ok=True)
