@@ -23,6 +23,7 @@ from arra.data.framing import Framing
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import Unit, make_plan, settle_plan, split_off, units_of
 from arra.data.prepare_config import PrepareConfig, named_encoders, split_name
+from arra.data.selection import describe
 from arra.data.shards import (
     Manifest,
     Row,
@@ -34,7 +35,7 @@ from arra.data.shards import (
     write_manifest,
     write_shard,
 )
-from arra.data.sources import FIRST_SPLIT, Reject, Source, open_source
+from arra.data.sources import FIRST_SPLIT, Reject, Source
 from arra.data.text_column import TEXT_FEATURE
 from arra.device import pick_device
 from arra.encoders import Encoder, load_encoder
@@ -185,9 +186,7 @@ class Job:
                 class_names=list(source.class_names),
                 source={
                     "name": _anchored(config.source),
-                    "text_column": config.text_column,
-                    "image_column": config.image_column,
-                    "limit": config.limit,
+                    **describe(config.reading),
                     "fingerprints": {name: part.fingerprint for name, part in self.parts.items()},
                 },
                 rejects=len(rejects),
@@ -202,8 +201,12 @@ class Job:
 
 def _anchored(spec: str) -> str:
     """A local path as an absolute one: a manifest may be read from another working folder."""
-    path = Path(spec).expanduser()
-    return spec if spec.startswith("builtin:") or not path.exists() else str(path.resolve())
+    there = Path(spec).expanduser().exists()
+    located, mark, options = (spec, "", "") if there else spec.partition("?")
+    path = Path(located).expanduser()
+    if spec.startswith("builtin:") or not path.exists():
+        return spec
+    return f"{path.resolve()}{mark}{options}"
 
 
 def _write_rejects(path: Path, rejects: list[dict[str, Any]]) -> None:
@@ -261,14 +264,7 @@ def open_job(
 
 def _open_sources(config: PrepareConfig) -> dict[str, Source]:
     def opened(split: str | None) -> Source:
-        return open_source(
-            config.source,
-            split=split,
-            text_column=config.text_column,
-            image_column=config.image_column,
-            limit=config.limit,
-            seed=config.seed,
-        )
+        return config.reading.open(config.source, split)
 
     names = config.splits or opened(FIRST_SPLIT).splits
     sources = [opened(name) for name in names]
@@ -280,9 +276,8 @@ def _options(config: PrepareConfig) -> dict[str, Any]:
     left_out = {"source", "image_tokenizer", "out", "encoder", "workers", "device"}
     left_out |= {"text_encoder", "text_length"}
     left_out |= {"engine", "ray_address", "ray_workers", "ray_cpus", "ray_gpus"}
-    return {k: v for k, v in asdict(config).items() if k not in left_out} | {
-        "splits": list(config.splits)
-    }
+    kept = {k: v for k, v in asdict(config).items() if k not in left_out}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 
 def _load_encoders(config: PrepareConfig, device: str) -> dict[str, Encoder]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from arra.data.framing import Framing
+from arra.data.selection import Reading
 from arra.encoders.text import TEXT_LENGTH
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -60,7 +61,18 @@ class PrepareConfig:
     max_aspect: float | None = None
     """Leaves out pictures whose longest side is more than so many times the shortest."""
     text_column: str = "text"
-    """Column that holds the caption."""
+    """Column that holds the caption, or several as a,b,c."""
+    captions: Literal["first", "random", "join"] = "first"
+    """Of several captions of one image (several columns, or a column that holds a list): the first
+    that is not empty, one by --seed and the row's id, or all of them."""
+    caption_template: str | None = None
+    """Wording of captions: {text} is the source's caption, {COLUMN} another column's value, as in
+    "{view} view chest x-ray image, {text}". Rows without one of the values are left out."""
+    where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """"COLUMN OP VALUE", OP one of >= <= > < == != in: leaves out rows that do not meet it, such as
+    "aesthetic >= 5" or "view in AP,PA"; may be given several times."""
+    language: str | None = None
+    """Leaves out captions of another language than this ISO 639-1 code, such as en."""
     image_column: str = "image"
     """Column that holds the image or its path."""
     limit: int | None = None
@@ -112,6 +124,20 @@ class PrepareConfig:
         named_encoders(self.encoder)
         if self.text_encoder is not None:
             split_name("--text-encoder", self.text_encoder)
+
+    @property
+    def reading(self) -> Reading:
+        """How the source is read."""
+        return Reading(
+            text_column=self.text_column,
+            image_column=self.image_column,
+            limit=self.limit,
+            seed=self.seed,
+            captions=self.captions,
+            caption_template=self.caption_template,
+            where=self.where,
+            language=self.language,
+        )
 
     def framing_for(self, factor: int) -> Framing:
         """How pictures are framed for an image tokenizer that makes one code of `factor` pixels.

@@ -11,7 +11,8 @@ from PIL import Image
 from arra.data.images import BadImage, load_rgb
 from arra.data.manifest import Manifest, ShardInfo
 from arra.data.plan import split_off
-from arra.data.sources import Record, Source, open_source
+from arra.data.selection import reading_of
+from arra.data.sources import Record, Source
 from arra.doctor.scan import SplitScan, values_of
 
 Row = tuple[str, int]
@@ -74,19 +75,12 @@ class Originals:
 
 def _parts(name: str, manifest: Manifest, plan: Mapping[str, Any]) -> dict[str, Source]:
     """The dataset's splits of the source, as `arra prepare` opened them."""
-    options, about = plan["options"], manifest.source
+    options = plan["options"]
     splits = list(plan["rows"])
     taken = "val" in splits and options["val_fraction"] > 0
 
     def opened(split: str) -> Source:
-        return open_source(
-            name,
-            split=split,
-            text_column=about["text_column"],
-            image_column=about["image_column"],
-            limit=about["limit"],
-            seed=options["seed"],
-        )
+        return reading_of(manifest.source).open(name, split)
 
     first = opened("train" if "train" in splits else splits[0])
     if taken and "val" not in first.splits:

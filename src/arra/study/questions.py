@@ -14,8 +14,9 @@ from arra.data.framing import framing_of
 from arra.data.images import load_rgb
 from arra.data.loader import PLACEHOLDER
 from arra.data.manifest import Manifest, read_manifest
+from arra.data.selection import reading_of
 from arra.data.shards import open_dataset
-from arra.data.sources import Reject, open_source
+from arra.data.sources import Reject
 from arra.data.views import rows_by_sample
 from arra.encoders import load_encoder
 from arra.evaluate.features import image_features
@@ -204,12 +205,11 @@ def real_images(data: Path, manifest: Manifest, split: str) -> list[Image.Image]
     dataset = open_dataset(data, split, features=())
     own = [i for i, whole in zip(dataset.ids, dataset.view_of, strict=True) if whole is None]
     wanted, framing = set(own[:REAL_IMAGES]), framing_of(manifest.size, manifest.framing)
-    described = manifest.source
-    name, limit = described["name"], described["limit"]
-    columns = {"text_column": described["text_column"], "image_column": described["image_column"]}
-    source = open_source(name, limit=limit, **columns)
+    described, reading = manifest.source, reading_of(manifest.source)
+    name = described["name"]
+    source = reading.open(name, None)
     if split in source.splits:
-        source = open_source(name, split=split, limit=limit, **columns)
+        source = reading.open(name, split)
         if source.fingerprint != described["fingerprints"][split]:
             raise ValueError(
                 f"{name} is no longer what {data} was prepared from, so its images cannot be "
