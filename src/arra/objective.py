@@ -81,7 +81,8 @@ class Feature:
     """A target's values for a batch, with what the dataset's manifest knows of them.
 
     Attributes:
-        values: (E, D) for a global, (E, h*w, D) for a patch target.
+        values: (E, D) for a global, (E, h*w, D) for a patch target; what lies behind the last
+            cell of an image with fewer codes is not read.
         mean: (D,) the dataset's mean feature; subtracted if the target is centred.
         constant: (D,) the mean of the unit-length (centred) features: its direction is the best
             constant answer, the score of a projector that learned nothing about the image.
@@ -217,13 +218,16 @@ class Objective(nn.Module):
         if target.centred:
             wanted_ED = wanted_ED - feature.mean
         wanted_ED = F.normalize(wanted_ED, dim=-1).detach()
+        share_N = _share_of_image(positions, batch.num_images, dtype)
         if target.kind == "patch":
             wanted_ND = wanted_ED[positions.image_N, positions.cell_N]
-            global_ED = F.normalize(wanted_ED.mean(1), dim=-1)
+            # Over the aligned cells: an image with fewer codes than another is filled up.
+            mean_ED = wanted_ND.new_zeros(batch.num_images, wanted_ND.shape[-1])
+            mean_ED.index_add_(0, positions.image_N, wanted_ND * share_N[:, None])
+            global_ED = F.normalize(mean_ED, dim=-1)
         else:
             wanted_ND = wanted_ED[positions.image_N]
             global_ED = wanted_ED
-        share_N = _share_of_image(positions, batch.num_images, dtype)
         loss = wanted_ED.new_zeros(())
         found_ED = torch.zeros_like(global_ED)
         for layer in target.layers:

@@ -6,7 +6,7 @@ anywhere, and ranks may take slices of the same global batch.
 Legend: N rows (images), D feature width, E images of a batch, n tokens of a caption.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from arra.data.shards import Dataset, TextColumn
+from arra.data.targets import TargetValues, stored_targets
 from arra.data.views import choices_by_sample
 from arra.layout import Batch, Image, Sample, Text
 from arra.models.base import Backbone
@@ -42,11 +43,13 @@ class Loader:
     """Rows of a prepared dataset as micro-batches for one backbone.
 
     Args:
-        dataset: one split; its `features` are those that are aligned to.
+        dataset: one split; its `features` and `patch_features` are those that are aligned to.
         centred: whether the constant answer is that of centred features.
         passages: plain text that is mixed in, `text_rows` of them per step.
+        online: further targets, which the dataset does not hold.
 
     Attributes:
+        targets: by name, all that is aligned to.
         samples: rows of each sample, without the views that `prepare --views` added.
         captions: the rows' features, for a backbone that is prompted by such.
 
@@ -68,6 +71,7 @@ class Loader:
         centred: bool = False,
         passages: Sequence[str] = (),
         text_rows: int = 0,
+        online: Mapping[str, TargetValues] | None = None,
     ) -> None:
         self.dataset, self.backbone = dataset, backbone
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
@@ -82,7 +86,8 @@ class Loader:
         self._draws = lru_cache(maxsize=2)(self._drawn)
         self._check_grids()
         self._ending = lru_cache(maxsize=64)(lambda grid: len(backbone.wrapping(grid)[1]))
-        self._constants = {name: self._constant(name) for name in dataset.features}
+        self.targets = stored_targets(dataset) | dict(online or {})
+        self._constants = {name: self._constant(t) for name, t in self.targets.items()}
         if max(map(len, self.samples)) > 1:
             self._check_several_images()
 
@@ -120,10 +125,8 @@ class Loader:
         batch = self.backbone.layout.collate(rows)
         indices = [row for sample in samples for row in sample]
         features = {
-            name: Feature(torch.from_numpy(values[indices].astype(np.float32)), *constants)
-            for (name, values), constants in zip(
-                self.dataset.features.items(), self._constants.values(), strict=True
-            )
+            name: Feature(target.of(indices), *self._constants[name])
+            for name, target in self.targets.items()
         }
         assert batch.num_images == len(indices)
         return MicroBatch(batch, features, self._text_features(indices, dropped))
@@ -240,7 +243,7 @@ class Loader:
     def _drawn(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 2, epoch]).random(len(self.samples))
 
-    def _constant(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        info = self.dataset.manifest.features[name]
+    def _constant(self, target: TargetValues) -> tuple[torch.Tensor, torch.Tensor]:
+        info = target.info
         direction = info.centred_unit_mean if self.centred else info.unit_mean
         return torch.tensor(info.mean), torch.tensor(direction)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from arra.config import TrainConfig
+from arra.data.grid_column import GridColumn, GridFormat
 from arra.data.loader import Loader, MicroBatch
 from arra.data.manifest import (
     FeatureInfo,
@@ -167,13 +168,28 @@ def _longest_sample(dataset: Dataset, backbone: Backbone) -> Dataset:
 
     candidates = sorted(samples, key=letters)[-100:]
     chosen = candidates[-1] if backbone.text_tokenizer is None else max(candidates, key=tokens)
-    return _dataset(
+    made = _dataset(
         dataset.manifest,
         [dataset.texts[row] for row in chosen],
         [dataset.image_ids[row] for row in chosen],
         [tuple(int(n) for n in dataset.grids[row]) for row in chosen],
         {name: values[chosen] for name, values in dataset.features.items()},
     )
+    made.patch_features = {
+        name: _Cells(name, column.form, [column[row] for row in chosen])
+        for name, column in dataset.patch_features.items()
+    }
+    return made
+
+
+class _Cells(GridColumn):
+    """The grids of a few rows, in memory."""
+
+    def __init__(self, name: str, form: GridFormat, cells: list[Tensor]) -> None:
+        self.name, self.form, self._cells = name, form, cells
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self._cells[row]
 
 
 class _Slots(TextColumn):

@@ -141,8 +141,9 @@ def _material(options: PlanConfig, config: TrainConfig) -> Material:
     """The dataset, or what is assumed in its place."""
     if config.data_folder:
         manifest = read_manifest(config.data_folder)
-        names = list(config.align.targets) or list(manifest.features)
-        missing = [name for name in names if name not in manifest.features]
+        known = manifest.aligned()
+        names = list(config.align.targets) or list(known)
+        missing = [name for name in names if name not in known]
         if config.align.weight and (missing or not names):
             raise ValueError(
                 f"the dataset has no feature {missing[0] if missing else 'to align to'!r}: prepare "

@@ -190,10 +190,10 @@ class Writer:
         train, run = pair["aligned"].config, pair["aligned"].run
         card, resolved = read_json(run / "run_card.json"), read_json(run / "config.json")
         manifest, judge = self.asked.manifest, judges[self.config.split]
-        teachers = train.align.targets or tuple(manifest.features)
+        teachers = train.align.targets or tuple(manifest.aligned())
         described = {
             name: f"{info.spec}@{info.pooling} ({info.encoder[:12]})"
-            for name, info in manifest.features.items()
+            for name, info in manifest.aligned().items()
         }
         judged = judge.encoder
         guidance = {name: self.asked.guidance(name) for name in ARMS}

@@ -47,7 +47,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
         unclaim(folder)
         raise
     manifest = run.loader.dataset.manifest
-    encoders = {name: info.encoder for name, info in manifest.features.items()}
+    encoders = {name: info.encoder for name, info in manifest.aligned().items()}
     seconds = time.monotonic() - started
     write_run_card(folder, manifest_hash(config), encoders, seconds)
     return folder

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from arra.config import TrainConfig, differences, from_json, to_json
 from arra.data.loader import Loader, MicroBatch
 from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_manifest
+from arra.data.targets import TargetValues
 from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import read_json, sha256_of, write_json
@@ -75,7 +77,7 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
     if config.dtype == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
         raise ValueError("this CPU has no bfloat16 instructions: use --dtype float32")
     manifest = read_manifest(Path(config.data_folder))
-    names = _target_names(config, list(manifest.features))
+    names = _target_names(config, list(manifest.aligned()))
     dataset = open_dataset(config.data_folder, "train", features=names)
     spec = config.image_tokenizer or manifest.tokenizer.spec
     tokenizer = load_image_tokenizer(spec)
@@ -127,13 +129,13 @@ def assemble(
             # Newer transformers have another name for it, which 5.17 does not know.
             warnings.simplefilter("ignore", FutureWarning)
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    objective = _objective(config, backbone, dataset).to(device)
+    loader, validation = _loaders(config, backbone, dataset, held_out)
+    objective = _objective(config, backbone, loader.targets).to(device)
     step = Step(backbone, objective)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
     optimizer = build_optimizer(backbone.model, objective, config.optim)
     state = checkpoint.State(backbone.model, objective, optimizer, average, adapter)
-    loader, validation = _loaders(config, backbone, dataset, held_out)
     return Run(config, folder, device, backbone, step, state, loader, validation, tokenizer_spec)
 
 
@@ -228,21 +230,23 @@ def _target_names(config: TrainConfig, available: list[str]) -> list[str]:
     return wanted
 
 
-def _objective(config: TrainConfig, backbone: Backbone, dataset: Dataset) -> Objective:
+def _objective(
+    config: TrainConfig, backbone: Backbone, found: Mapping[str, TargetValues]
+) -> Objective:
     align = config.align
     if align.positions == "rep" and backbone.layout.rep is None:
         raise ValueError("--align.positions rep needs --model.rep: the sequence has no such token")
     targets = [
         Target(
             name,
-            dim=values.shape[-1],
+            dim=values.info.dim,
             layers=align.layer,
             weight=align.weight,
             positions=align.positions,
             centred=align.centred,
-            kind="patch" if values.ndim == 3 else "global",
+            kind=values.kind,
         )
-        for name, values in dataset.features.items()
+        for name, values in found.items()
     ]
     if config.loss.text and backbone.text_tokenizer is None:
         raise ValueError("--loss.text: this model's prompts are no text that it could predict")

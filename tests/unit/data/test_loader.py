@@ -26,7 +26,7 @@ def backbone() -> Backbone:
 def dataset(samples: list[str] | None = None, texts: list[str] = TEXTS) -> SimpleNamespace:
     generator = np.random.default_rng(0)
     info = SimpleNamespace(
-        mean=[0.5] * 4, unit_mean=[1.0, 0, 0, 0], centred_unit_mean=[0, 1.0, 0, 0]
+        dim=4, mean=[0.5] * 4, unit_mean=[1.0, 0, 0, 0], centred_unit_mean=[0, 1.0, 0, 0]
     )
     return SimpleNamespace(
         split="train",
@@ -37,6 +37,7 @@ def dataset(samples: list[str] | None = None, texts: list[str] = TEXTS) -> Simpl
         image_ids=[generator.integers(0, CODES, 4, dtype=np.int32) for _ in range(N)],
         grids=np.full((N, 2), 2, np.int16),
         features={"clip": np.arange(N * 4, dtype=np.float16).reshape(N, 4)},
+        patch_features={},
         manifest=SimpleNamespace(features={"clip": info}),
     )
 
