@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from arra.data.framing import Framing
-from arra.data.images import BadImage, load_rgb, to_uint8
+from arra.data.images import MIN_SIDE, BadImage, load_rgb, to_uint8
 from arra.data.sources import Record, Reject, Scalar
 from arra.encoders.preprocessing import Pixels
 
@@ -37,6 +37,12 @@ class Decoded:
     extra: Mapping[str, Scalar] = field(default_factory=dict)
     views: tuple["Decoded", ...] = ()
     view_of: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its pictures, in main memory."""
+        own = self.pixels_CHW.nbytes + sum(value.nbytes for value in self.seen.values())
+        return own + sum(view.nbytes for view in self.views)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,13 @@ class Decoder:
             ]
             done.append(replace(whole, views=tuple(views)))
         return done
+
+    def blank(self) -> Decoded:
+        """A black picture, to learn from it how large pictures are, and how fast the models."""
+        side = max(self.framing.size, self.framing.min_side, MIN_SIDE)
+        (item,) = self([Record("blank", Image.new("RGB", (side, side)), "blank")])
+        assert isinstance(item, Decoded)
+        return item
 
     def _frames(self, row: Record | Reject) -> dict[str, Image.Image] | Reject:
         """The row's own frame, called _WHOLE, and its views by name."""

@@ -4,7 +4,8 @@ Legend: N images, D feature width, n tokens of a caption, h and w code rows and 
 cells of a grid of patches, b bytes of a cell.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -63,19 +64,91 @@ class Models:
 
         Views go through the models in batches of the same length. A row stands or falls with them.
         """
+        return self.begin(batch).rows()
+
+    def begin(self, batch: Sequence[Decoded]) -> "Begun":
+        """The same in two steps: a GPU computes while the caller makes the next batch ready."""
+        watch = _Watch(self.device)
         captions = [item.text for item in batch]
         texts = {name: encoder(captions) for name, encoder in self.text_encoders.items()}
         flat = [each for item in batch for each in (item, *item.views)]
-        made = iter(
-            [
-                row
-                for start in range(0, len(flat), len(batch))
-                for row in self._see(flat[start : start + len(batch)])
-            ]
-        )
+        seen = [
+            self._see(flat[start : start + len(batch)]) for start in range(0, len(flat), len(batch))
+        ]
+        watch.stop()
+        return Begun(self, batch, texts, seen, watch)
+
+    def _see(self, batch: Sequence[Decoded]) -> "_Seen":
+        """Codes and features of pictures, on their way to main memory."""
+        codes_Nhw = self.tokenizer.encode(self._placed([item.pixels_CHW for item in batch]))
+        assert codes_Nhw.ndim == 3
+        assert len(codes_Nhw) == len(batch)
+        found: dict[str, torch.Tensor] = {}
+        for name, encoder in self.encoders.items():
+            value = encoder.pool(self._placed([item.seen[name] for item in batch]))
+            value = self._feature(name, value, codes_Nhw)
+            found[name] = value.to("cpu", non_blocking=True)
+        return _Seen(batch, codes_Nhw.to("cpu", non_blocking=True), found)
+
+    def _placed(self, pictures: list[torch.Tensor]) -> torch.Tensor:
+        """Pictures as one tensor on the device, which nobody waits for."""
+        if not self.device.startswith("cuda"):
+            return torch.stack(pictures).to(self.device)
+        shape, dtype = (len(pictures), *pictures[0].shape), pictures[0].dtype
+        pinned = torch.empty(shape, dtype=dtype, pin_memory=True)
+        return torch.stack(pictures, out=pinned).to(self.device, non_blocking=True)
+
+    def _feature(self, name: str, value: torch.Tensor, codes_Nhw: torch.Tensor) -> torch.Tensor:
+        """(N, D) float16 of a global feature, (N, p, D) float32 of a grid."""
+        count, dim = len(codes_Nhw), self.encoders[name].dim
+        if name not in self.grids:
+            assert value.shape == (count, dim)
+            return value.to(torch.float16)
+        own = self.grids[name].grid
+        assert value.shape == (count, own[0] * own[1], dim)
+        height, width = codes_Nhw.shape[1:]
+        return coarsened(value, own, (height, width))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the models say of pictures, when the device is done."""
+
+    batch: Sequence[Decoded]
+    codes_Nhw: torch.Tensor
+    found: Mapping[str, torch.Tensor]
+
+    def rows(self, models: Models) -> Iterator[Row | Reject]:
+        codes_Nhw = self.codes_Nhw.numpy()
+        found = {name: value.numpy() for name, value in self.found.items()}
+        for position, item in enumerate(self.batch):
+            features = {name: found[name][position] for name in models.dims}
+            cells = {name: found[name][position] for name in models.grids}
+            reason = _bad_features(item, features, cells)
+            if reason is None:
+                grids = {name: models.grids[name].pack(each) for name, each in cells.items()}
+                yield _row(item, codes_Nhw[position], features, grids)
+            else:
+                yield Reject(item.row, item.id, reason)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch that the device may still be busy with."""
+
+    models: Models
+    batch: Sequence[Decoded]
+    texts: Mapping[str, Sequence[torch.Tensor]]
+    seen: Sequence[_Seen]
+    watch: "_Watch"
+
+    def rows(self) -> list[Row | Reject]:
+        """Waits for the device; one row or reject per item of the batch, in order."""
+        self.watch.wait()
+        made = (row for seen in self.seen for row in seen.rows(self.models))
         done: list[Row | Reject] = []
-        for position, item in enumerate(batch):
-            texts_nD = {name: value[position].numpy() for name, value in texts.items()}
+        for position, item in enumerate(self.batch):
+            texts_nD = {name: value[position].numpy() for name, value in self.texts.items()}
             reason = _bad_text(item, texts_nD)
             whole, *views = (next(made) for _ in range(1 + len(item.views)))
             bad = next((row.reason for row in (whole, *views) if isinstance(row, Reject)), reason)
@@ -90,38 +163,41 @@ class Models:
             done.append(replace(rows[0], views=tuple(rows[1:])))
         return done
 
-    def _see(self, batch: Sequence[Decoded]) -> list[Row | Reject]:
-        """Codes and features of pictures."""
-        pixels_NCHW = torch.stack([item.pixels_CHW for item in batch])
-        codes_Nhw = self.tokenizer.encode(pixels_NCHW.to(self.device)).cpu().numpy()
-        assert codes_Nhw.ndim == 3
-        assert len(codes_Nhw) == len(batch)
-        found: dict[str, np.ndarray] = {}
-        for name, encoder in self.encoders.items():
-            seen_NCHW = torch.stack([item.seen[name] for item in batch])
-            found[name] = self._features(name, encoder.pool(seen_NCHW.to(self.device)), codes_Nhw)
-        done: list[Row | Reject] = []
-        for position, item in enumerate(batch):
-            features = {name: found[name][position] for name in self.dims}
-            cells = {name: found[name][position] for name in self.grids}
-            reason = _bad_features(item, features, cells)
-            if reason is None:
-                grids = {name: self.grids[name].pack(value_pD) for name, value_pD in cells.items()}
-                done.append(_row(item, codes_Nhw[position], features, grids))
-            else:
-                done.append(Reject(item.row, item.id, reason))
-        return done
+    @property
+    def seconds(self) -> float:
+        """How long the device was busy with it, once `rows` are there."""
+        return self.watch.seconds()
 
-    def _features(self, name: str, value: torch.Tensor, codes_Nhw: np.ndarray) -> np.ndarray:
-        """(N, D) float16 of a global feature, (N, p, D) float32 of a grid."""
-        count, dim = len(codes_Nhw), self.encoders[name].dim
-        if name not in self.grids:
-            assert value.shape == (count, dim)
-            return value.to(torch.float16).cpu().numpy()
-        own = self.grids[name].grid
-        assert value.shape == (count, own[0] * own[1], dim)
-        height, width = codes_Nhw.shape[1:]
-        return coarsened(value, own, (height, width)).cpu().numpy()
+
+class _Watch:
+    """Times what a device does, by its own clock: a GPU works behind the caller's back."""
+
+    def __init__(self, device: str) -> None:
+        self._stream = torch.cuda.current_stream(device) if device.startswith("cuda") else None
+        self._marks: list[torch.cuda.Event | float] = []
+        self.stop()
+
+    def stop(self) -> None:
+        """What is begun from now on does not count."""
+        if self._stream is None:
+            self._marks.append(time.perf_counter())
+        else:
+            self._marks.append(self._stream.record_event(torch.cuda.Event(enable_timing=True)))
+
+    def wait(self) -> None:
+        """Until the device has done what counts."""
+        last = self._marks[-1]
+        if isinstance(last, torch.cuda.Event):
+            last.synchronize()
+
+    def seconds(self) -> float:
+        """Between start and stop; call `wait` before."""
+        first, last = self._marks
+        if isinstance(first, float) and isinstance(last, float):
+            return last - first
+        assert isinstance(first, torch.cuda.Event)
+        assert isinstance(last, torch.cuda.Event)
+        return first.elapsed_time(last) / 1000
 
 
 def _bad_features(

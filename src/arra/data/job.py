@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from arra.data.batch_size import choose_batch_size
 from arra.data.decode import Decoder
 from arra.data.encode import Models, manifest_columns, shard_columns
 from arra.data.feature_statistics import feature_infos, grid_infos
 from arra.data.framing import Framing
 from arra.data.manifest import FILE as MANIFEST
-from arra.data.plan import Unit, make_plan, settle_plan, split_off, units_of
-from arra.data.prepare_config import PrepareConfig, named_encoders, split_name
+from arra.data.plan import Unit, make_plan, read_plan, settle_plan, split_off, units_of
+from arra.data.prepare_config import PrepareConfig, named_encoders, shard_of, split_name
 from arra.data.selection import describe
 from arra.data.shards import (
     Manifest,
@@ -40,7 +41,7 @@ from arra.data.text_column import TEXT_FEATURE
 from arra.device import pick_device
 from arra.encoders import Encoder, load_encoder
 from arra.encoders.text import TextEncoder, load_text_encoder
-from arra.files import atomic_write, read_json, sha256_of, write_json
+from arra.files import atomic_write, read_sealed, sha256_of, write_sealed
 from arra.image_tokenizers.interface import ImageTokenizer
 
 REJECTS = "rejects.jsonl"
@@ -81,9 +82,23 @@ class Job:
 
     # ---- units ----------------------------------------------------------------------------------
 
+    @property
+    def mine(self) -> list[Unit]:
+        """The units that this machine makes: all of them, or its share (`--shard`)."""
+        number, machines = shard_of(self.config.shard)
+        return [unit for place, unit in enumerate(self.units) if place % machines == number]
+
     def waiting(self) -> list[Unit]:
-        """The units that are not finished."""
-        return [unit for unit in self.units if self.finished(unit) is None]
+        """The units of this machine that are not finished."""
+        return [unit for unit in self.mine if self.finished(unit) is None]
+
+    def left_to_others(self) -> list[Unit]:
+        """The units of other machines that are not finished."""
+        mine = {(unit.split, unit.number) for unit in self.mine}
+        others = [unit for unit in self.units if (unit.split, unit.number) not in mine]
+        # Their shards are read through only when all of them are there.
+        begun = [unit for unit in others if not self.note(unit).is_file()]
+        return begun or [unit for unit in others if self.finished(unit) is None]
 
     def finished(self, unit: Unit) -> dict[str, Any] | None:
         """A finished unit's note; None where it is missing or a byte of the shard has changed."""
@@ -91,7 +106,7 @@ class Job:
         if not path.is_file():
             return None
         try:
-            note = read_json(path)
+            note = read_sealed(path)
         except ValueError:
             return None
         shard = note["shard"]
@@ -120,7 +135,7 @@ class Job:
             dims, text_dims = self.models.dims, self.models.text_dims
             with_views = self.framing.views != "none"
             shard = write_shard(self.out / unit.file, rows, dims, columns, text_dims, with_views)
-        write_json(
+        write_sealed(
             self.note(unit),
             {
                 "shard": asdict(shard) if shard else None,
@@ -146,7 +161,7 @@ class Job:
             ValueError: no row of the source can be used.
         """
         config, out = self.config, self.out
-        notes = {(u.split, u.number): read_json(self.note(u)) for u in self.units}
+        notes = {(u.split, u.number): read_sealed(self.note(u)) for u in self.units}
         splits: dict[str, SplitInfo] = {}
         for split in self.parts:
             mine = [notes[u.split, u.number]["shard"] for u in self.units if u.split == split]
@@ -246,19 +261,25 @@ def open_job(
     text_encoders = _load_text_encoder(config, device)
     fingerprints = {name: encoder.fingerprint for name, encoder in encoders.items()}
     fingerprints |= {TEXT_FEATURE + name: e.fingerprint for name, e in text_encoders.items()}
-    plan = settle_plan(
-        config.out,
-        make_plan(
-            _options(config),
-            parts=parts,
-            tokenizer=image_tokenizer.fingerprint,
-            encoders=fingerprints,
-            threads=config.threads or torch.get_num_threads(),
-            device=planned,
-            crop=framing.name,
-        ),
-    )
     models = Models(image_tokenizer, encoders, text_encoders, device, config.grid_dtype)
+    begun = read_plan(config.out)
+    threads = config.threads or (begun["threads"] if begun else torch.get_num_threads())
+    batch_size = config.batch_size
+    if batch_size == "auto":
+        blank = Decoder(framing, {name: e.pixels for name, e in encoders.items()}).blank()
+        with settled(threads):
+            batch_size = begun["batch_size"] if begun else choose_batch_size(models, blank, planned)
+    plan = make_plan(
+        _options(config),
+        parts=parts,
+        tokenizer=image_tokenizer.fingerprint,
+        encoders=fingerprints,
+        threads=threads,
+        batch_size=batch_size,
+        device=planned,
+        crop=framing.name,
+    )
+    plan = settle_plan(config.out, plan, first_decides=config.resolved)
     return Job(config, models, parts, units_of(parts, config.shard_rows), plan, framing)
 
 
@@ -274,7 +295,7 @@ def _open_sources(config: PrepareConfig) -> dict[str, Source]:
 def _options(config: PrepareConfig) -> dict[str, Any]:
     """The flags that decide bytes. What was named is compared by its content instead."""
     left_out = {"source", "image_tokenizer", "out", "encoder", "workers", "device"}
-    left_out |= {"text_encoder", "text_length"}
+    left_out |= {"text_encoder", "text_length", "batch_size", "threads", "shard"}
     left_out |= {"engine", "ray_address", "ray_workers", "ray_cpus", "ray_gpus"}
     kept = {k: v for k, v in asdict(config).items() if k not in left_out}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}

@@ -6,7 +6,7 @@ on those rows only; whatever stops the work, the same command goes on and ends a
 
 import contextlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def make_plan(
     tokenizer: str,
     encoders: Mapping[str, str],
     threads: int,
+    batch_size: int,
     device: str,
     crop: str,
 ) -> dict[str, Any]:
@@ -119,13 +120,14 @@ def make_plan(
         parts: the dataset's splits.
         tokenizer: fingerprint of the image tokenizer.
         encoders: feature name -> fingerprint of the encoder; of captions, with their prefix.
-        threads, device: as resolved.
+        threads, batch_size, device: as resolved.
         crop: how pictures are framed, in words.
     """
     return {
         "plan_version": PLAN_VERSION,
         "options": dict(options),
         "threads": threads,
+        "batch_size": batch_size,
         "device": device,
         "dtype": "float32",
         "crop": crop,
@@ -137,10 +139,26 @@ def make_plan(
     }
 
 
-def settle_plan(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan of a dataset that was begun, or None.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read_sealed(folder / FILE) if (folder / FILE).exists() else None
+
+
+def settle_plan(
+    folder: Path, plan: dict[str, Any], first_decides: Collection[str] = ()
+) -> dict[str, Any]:
     """Writes the plan of a new dataset, or compares it with the one there and returns that.
 
     Several processes may begin one dataset at once: the plan of the first one holds for all.
+
+    Args:
+        folder: of the dataset.
+        plan: what would be done here.
+        first_decides: entries that nobody asked for: the plan that is there decides.
 
     Raises:
         ValueError: the folder holds something else, or was begun with other settings.
@@ -155,7 +173,8 @@ def settle_plan(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
             write_sealed(path, plan, only_new=True)
             return plan
     begun = read_sealed(path)
-    changed = list(_changes(begun, plan))
+    asked = {name: value for name, value in plan.items() if name not in first_decides}
+    changed = _changes(begun, {**begun, **asked})
     if changed:
         raise ValueError(
             f"{folder} was begun with other settings: {'; '.join(changed)}. Use the same ones to "
@@ -170,6 +189,9 @@ def _changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         before = begun["options"].get(name)
         if before != value:
             changes.append(f"--{name.replace('_', '-')} was {before}, now {value}")
+    for name in ("batch_size", "threads"):
+        if begun[name] != plan[name]:
+            changes.append(f"--{name.replace('_', '-')} was {begun[name]}, now {plan[name]}")
     if changes:
         return changes  # what follows from them need not be said
     for name, what in (

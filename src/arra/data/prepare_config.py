@@ -81,14 +81,19 @@ class PrepareConfig:
     """Splits of the source to prepare; default: all that it has."""
     val_fraction: float = 0.02
     """Fraction of train that becomes val where the source has no val; 0 takes none."""
-    batch_size: int = 32
-    """Images per pass through tokenizer and encoders."""
+    batch_size: Literal["auto"] | int = "auto"
+    """Images per pass through tokenizer and encoders; auto: a GPU is tried once, a CPU takes 8.
+    What was chosen is kept in plan.json, for resuming and for other machines."""
     shard_rows: int = 1024
     """Source rows per shard: at most so many are lost when the work is stopped."""
     threads: int = 0
     """CPU threads of tokenizer and encoders; 0 = what torch takes, kept when resuming."""
-    workers: int = 0
-    """Threads that decode images; 0 = one per core. Has no influence on the result."""
+    workers: Literal["auto"] | int = "auto"
+    """Processes that decode images; 0 = threads of this one do. auto: 0 for a few images and where
+    the CPU also computes, else one per core but one. Has no influence on the result."""
+    shard: str | None = None
+    """I/N: makes only every N-th shard from the I-th (from 0), for N machines that share --out;
+    docs/scale.md shows SLURM arrays and torchrun."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto = cuda where there is one."""
     engine: Literal["local", "ray"] = "local"
@@ -107,12 +112,15 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         for name in ("size", "batch_size", "shard_rows", "text_length"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         not_negative = ("threads", "workers", "seed", "bucket_step", "min_side")
         for name in (*not_negative, "ray_workers", "ray_cpus", "ray_gpus"):
-            if getattr(self, name) < 0:
+            value = getattr(self, name)
+            if value != "auto" and value < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative")
+        shard_of(self.shard)
         if self.engine != "ray" and (self.ray_address or self.ray_workers):
             raise ValueError("--ray-address and --ray-workers need --engine ray")
         if self.max_aspect is not None and self.max_aspect < 1:
@@ -124,6 +132,12 @@ class PrepareConfig:
         named_encoders(self.encoder)
         if self.text_encoder is not None:
             split_name("--text-encoder", self.text_encoder)
+
+    @property
+    def resolved(self) -> set[str]:
+        """Entries of the plan that are not asked for here, but chosen when a dataset is begun."""
+        chosen = {"batch_size": self.batch_size == "auto", "threads": self.threads == 0}
+        return {name for name, free in chosen.items() if free}
 
     @property
     def reading(self) -> Reading:
@@ -176,6 +190,26 @@ def named_encoders(specs: tuple[str, ...]) -> dict[str | None, list[str]]:
             raise ValueError(f"--encoder: the name {name!r} is given twice")
         named.setdefault(name, []).append(rest)
     return named
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """The machine's number and the number of machines that `--shard` says.
+
+    Raises:
+        ValueError: not of the form I/N with 0 <= I < N.
+    """
+    if text is None:
+        return 0, 1
+    matched = re.fullmatch(r"(\d+)/(\d+)", text)
+    if matched is None:
+        raise ValueError(f"--shard {text}: write I/N, such as 0/8 for the first of eight machines")
+    number, machines = int(matched[1]), int(matched[2])
+    if number >= machines:
+        raise ValueError(
+            f"--shard {text}: machines are counted from 0, so the last of {machines} is "
+            f"{machines - 1}/{machines} (SLURM: --array=0-{max(0, machines - 1)})"
+        )
+    return number, machines
 
 
 def split_name(flag: str, spec: str) -> tuple[str | None, str]:

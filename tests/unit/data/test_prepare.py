@@ -7,6 +7,7 @@ that it shows when a code and a feature come from different images.
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -124,18 +125,20 @@ def test_one_crop_feeds_tokenizer_and_encoder(tmp_path, encoder):
         Image.fromarray(pixels).save(source / f"{i}.png")
         (source / f"{i}.txt").write_text("noise")
     tokenizer = RedTokenizer()
-    prepare(config(source, tmp_path / "out", workers=1, val_fraction=0), tokenizer)
+    prepare(config(source, tmp_path / "out", workers=0, val_fraction=0), tokenizer)
     coded = torch.cat(tokenizer.batches).permute(0, 2, 3, 1).numpy()
     assert coded.shape == (5, SIZE, SIZE, 3)
-    assert np.array_equal(coded, np.stack(encoder.seen))
+    blank, *seen = encoder.seen
+    assert not blank.any()
+    assert np.array_equal(coded, np.stack(seen))
     assert [len(batch) for batch in tokenizer.batches] == [4, 1]
 
 
 def test_workers_do_not_change_bytes_and_batches_do_not_cross_shards(tmp_path, encoder):
     source = make_source(tmp_path / "in", 25)
     tokenizer = RedTokenizer()
-    prepare(config(source, tmp_path / "a", workers=1, val_fraction=0), tokenizer)
-    prepare(config(source, tmp_path / "b", workers=7, val_fraction=0), RedTokenizer())
+    prepare(config(source, tmp_path / "a", workers=0, val_fraction=0), tokenizer)
+    prepare(config(source, tmp_path / "b", workers=2, val_fraction=0), RedTokenizer())
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert [len(batch) for batch in tokenizer.batches] == [4, 4, 2, 4, 4, 2, 4, 1]
 
@@ -144,7 +147,7 @@ def test_stopped_anywhere_it_ends_at_the_same_bytes(tmp_path, encoder, monkeypat
     source = make_source(tmp_path / "in", 34)
     prepare(config(source, tmp_path / "whole"), RedTokenizer())
     expected = content(tmp_path / "whole")
-    real = module.write_json
+    real = module.write_sealed
     for stop in range(1, 6):
 
         def failing(path, value, *, left=[stop]):  # noqa: B006 - counts down
@@ -154,10 +157,10 @@ def test_stopped_anywhere_it_ends_at_the_same_bytes(tmp_path, encoder, monkeypat
             real(path, value)
 
         out = tmp_path / f"stopped-{stop}"
-        monkeypatch.setattr(module, "write_json", failing)
+        monkeypatch.setattr(module, "write_sealed", failing)
         with pytest.raises(KeyboardInterrupt):
             prepare(config(source, out), RedTokenizer())
-        monkeypatch.setattr(module, "write_json", real)
+        monkeypatch.setattr(module, "write_sealed", real)
         assert not (out / "manifest.json").exists()
         tokenizer = RedTokenizer()
         prepare(config(source, out), tokenizer)
@@ -374,7 +377,10 @@ def test_plain_lines_elsewhere_than_on_a_terminal(tmp_path, encoder, capsys, mon
     assert all(line.startswith("prepare: ") for line in lines)
     assert any("about" in line and "left" in line for line in lines)
     assert lines[-1].startswith("prepare: 34/34 images")
-    assert lines[-1].endswith("1 left out")
+    assert ", 1 left out, device " in lines[-1]
+    assert re.search(
+        r"device \d+% busy, waiting \d+% for pictures and \d+% for the disk$", lines[-1]
+    )
 
 
 def test_the_manifest_names_paths_that_hold_anywhere(tmp_path, encoder, monkeypatch):
