@@ -26,6 +26,7 @@ from arra.evaluate.protocol import describe_encoder, distances_at, versions
 from arra.evaluate.scenes import scene_verdicts, summarise
 from arra.files import atomic_write, write_json
 from arra.image_tokenizers import load_image_tokenizer
+from arra.image_tokenizers.probe import LEAST, code_readings, explained
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 """Pixels: side and spread of the Gaussian window (Wang et al. 2004, section III.C)."""
@@ -53,6 +54,9 @@ class MeasureConfig:
     """Pixels of the side of the squares; 0 = what the tokenizer was fitted on."""
     encoder: str | None = None
     """Encoder of the reconstruction distance, NAME[@pooling]; without one it is left out."""
+    probe: str | None = None
+    """Encoder E or E@POOLING: how much of its feature of an image a linear map reads from the
+    codes (probe_vectors, probe_counts: R^2 on held-out images); without one it is left out."""
     scenes: bool = False
     """Also read the reconstructed scenes back and compare them with their captions."""
     pictures: int = 12
@@ -87,8 +91,13 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
         limit=config.limit,
     )
     encoder = load_encoder(config.encoder, device=config.device) if config.encoder else None
+    probed = load_encoder(config.probe, device=config.device) if config.probe else None
     parts: dict[str, list[Any]] = {
-        name: [] for name in ("real", "rebuilt", "psnr", "ssim", "original_scenes", "scenes")
+        name: []
+        for name in (
+            *("real", "rebuilt", "psnr", "ssim", "original_scenes", "scenes"),
+            *("vectors", "counts", "probed"),
+        )
     }
     uses_K = torch.zeros(tokenizer.codebook_size)
     shown: list[tuple[Image.Image, Image.Image]] = []
@@ -107,6 +116,10 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
         if encoder is not None:
             parts["real"].append(image_features(images, encoder))
             parts["rebuilt"].append(image_features(rebuilt, encoder))
+        if probed is not None:
+            parts["probed"].append(image_features(images, probed))
+            for name, reading in code_readings(codes_NHW, tokenizer.codebook).items():
+                parts[name].append(reading)
         if config.scenes:
             parts["original_scenes"].append(scene_verdicts(images, texts))
             parts["scenes"].append(scene_verdicts(rebuilt, texts))
@@ -122,6 +135,7 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
         },
         "source": {"name": source.name, "split": source.split, "images": count, "size": size},
         "encoder": describe_encoder(encoder, config.encoder or "") if encoder else None,
+        "probe": describe_encoder(probed, config.probe or "") if probed else None,
         "metrics": {},
         "reasons": {},
         "images_per_s": {name: round(count / spent, 1) for name, spent in seconds.items()},
@@ -131,6 +145,7 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
     _pixel_metrics(parts, report)
     _codebook_metrics(uses_K, report)
     _feature_metrics(parts, encoder.name if encoder else None, report)
+    _probe_metrics(parts, report)
     for name in ("original_scenes", "scenes") if config.scenes else ():
         joined = {key: np.concatenate([p[key] for p in parts[name]]) for key in parts[name][0]}
         report["metrics"][name] = summarise(joined)
@@ -230,6 +245,18 @@ def _feature_metrics(
     )
     report["metrics"] |= values
     report["reasons"] |= reasons
+
+
+def _probe_metrics(parts: dict[str, list[Any]], report: dict[str, Any]) -> None:
+    if not parts["probed"]:
+        return
+    feature_NE = np.concatenate(parts["probed"])
+    for name in ("vectors", "counts"):
+        value = explained(np.concatenate(parts[name]), feature_NE)
+        report["metrics"][f"probe_{name}"] = value
+        if value is None:
+            reason = f"the probe needs {LEAST} images whose features differ"
+            report["reasons"][f"probe_{name}"] = reason
 
 
 def _side_by_side(shown: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
