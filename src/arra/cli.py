@@ -24,6 +24,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
+  bench       prepare: images per second, stage by stage, and the share of its limit reached
   doctor      is a dataset whole and sound; what would a run need in memory and time
 
   --version   print the version
@@ -206,6 +207,18 @@ def _convert(arguments: Sequence[str]) -> None:
     print(convert(_parse(ConvertConfig, arguments, "arra convert")))
 
 
+def _bench(arguments: Sequence[str]) -> None:
+    action = arguments[0] if arguments else "--help"
+    if action in ("-h", "--help"):
+        print("usage: arra bench prepare [...]      (add --help for its options)")
+        return
+    if action != "prepare":
+        raise WrongUse(f"arra bench {action}: there is prepare")
+    from arra.bench.prepare import BenchPrepareConfig, bench_prepare, told
+
+    print(told(bench_prepare(_parse(BenchPrepareConfig, arguments[1:], "arra bench prepare"))))
+
+
 def _doctor(arguments: Sequence[str]) -> None:
     planned = any(a.split("=")[0] == "--plan" for a in arguments)
     if planned:
@@ -276,6 +289,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "study": _study,
     "export": _export,
     "convert": _convert,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

@@ -5,8 +5,8 @@ import torch
 from arra.data.decode import Decoded
 from arra.data.encode import Models
 
-ON_CPU = 8
-"""A CPU gains nothing from more (experiments/prepare): its caches are full with a few pictures."""
+ON_CPU = 4
+"""A CPU gains nothing from more (experiments/prepare): a few pictures fill its caches."""
 UNTRIED = 64
 """On a GPU that is not here to be tried, such as that of a cluster's workers."""
 FIRST, LARGEST = 8, 256

@@ -35,8 +35,13 @@ AHEAD_BYTES = 2**31
 _Decode = Callable[[str, Sequence[Record | Reject]], list[Decoded | Reject]]
 
 
-def make_units(job: Job, waiting: Sequence[Unit]) -> None:
+def make_units(job: Job, waiting: Sequence[Unit], usage: Usage | None = None) -> None:
     """Makes the shards of the units in `waiting`.
+
+    Args:
+        job: what is to be made.
+        waiting: which of its units.
+        usage: learns what the device did and waited for.
 
     Raises:
         ValueError: the source is damaged, or `--workers` asks for what cannot be.
@@ -45,12 +50,12 @@ def make_units(job: Job, waiting: Sequence[Unit]) -> None:
     if not waiting:
         return
     total, rows = _rows(job.mine), _rows(waiting)
-    usage = Usage()
+    usage = usage or Usage()
     with (
         settled(job.plan["threads"]),
         Meter("prepare", total, total - rows, usage.told) as meter,
         Writer(job.write, usage) as writer,
-        _decoding(job, waiting) as decoded,
+        decoding(job, waiting) as decoded,
     ):
         line = _Line(job, writer, meter, usage)
         for unit, items in usage.pictures(decoded):
@@ -149,10 +154,10 @@ class _Line:
 
 
 @contextlib.contextmanager
-def _decoding(
+def decoding(
     job: Job, units: Sequence[Unit]
 ) -> Iterator[Iterator[tuple[Unit, list[Decoded | Reject]]]]:
-    """The units' rows, decoded ahead of who iterates: in order, never two units together."""
+    """The units' rows, decoded ahead of who iterates: groups in order, of one unit each."""
     decoders = {split: job.decoder(split) for split in job.parts}
     processes = _processes(job, decoders, _rows(units))
     threads = processes or _cores()
