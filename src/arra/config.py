@@ -5,6 +5,7 @@ Field docstrings are the `--help` text; units stand first.
 """
 
 import dataclasses
+import re
 import types
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -104,6 +105,9 @@ class AlignConfig:
     """Blocks whose output is aligned, counted from 1 (the paper: 1 of 32)."""
     targets: tuple[str, ...] = ()
     """Names of the dataset's features to align to; none given = all that it has."""
+    online: tuple[str, ...] = ()
+    """NAME=ENCODER[@POOLING]: features that the dataset does not hold, computed in every step from
+    the pictures that it was prepared from (docs/encoders.md). For grids too large to store."""
     positions: Literal["hybnext", "holding", "rep", "all", "last"] = "hybnext"
     """Which positions are aligned; hybnext = those that predict an image code (the paper)."""
     centred: bool = False
@@ -112,6 +116,21 @@ class AlignConfig:
     """lambda over time: constant; half after `until`; cosine to 0 at `until`; 0 after `until`."""
     until: float = 1.0
     """Fraction of the run at which the schedule acts."""
+
+    def __post_init__(self) -> None:
+        if len(self.online_encoders) != len(self.online):
+            raise ValueError("--align.online gives a name twice")
+
+    @property
+    def online_encoders(self) -> dict[str, str]:
+        """Name -> encoder of `online`."""
+        found = {}
+        for each in self.online:
+            name, equals, spec = each.partition("=")
+            if not equals or not spec or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(f"--align.online {each}: write NAME=ENCODER[@POOLING]")
+            found[name] = spec
+        return found
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from PIL import Image
 
 from arra.data.images import BadImage, load_rgb
 from arra.data.manifest import Manifest, ShardInfo
-from arra.data.plan import split_off
-from arra.data.selection import reading_of
-from arra.data.sources import Record, Source
+from arra.data.originals import source_parts
+from arra.data.sources import Record
 from arra.doctor.scan import SplitScan, values_of
 
 Row = tuple[str, int]
@@ -38,15 +37,10 @@ class Originals:
         self, folder: Path, manifest: Manifest, plan: Mapping[str, Any], source: str | None
     ) -> None:
         self.folder, self._each = folder, int(plan["options"]["shard_rows"])
-        name = source or str(manifest.source["name"])
         try:
-            self._parts = _parts(name, manifest, plan)
-        except (ValueError, OSError) as error:
-            raise NoOriginals(f"the source {name} cannot be opened: {error}") from None
-        for split, fingerprint in manifest.source["fingerprints"].items():
-            part = self._parts.get(split)
-            if part is None or part.fingerprint != fingerprint:
-                raise NoOriginals(f"the content of {name} ({split}) is another now")
+            self._parts = source_parts(manifest, plan, source)
+        except ValueError as error:
+            raise NoOriginals(str(error)) from None
 
     def read(self, scans: Mapping[str, SplitScan], rows: Iterable[Row]) -> dict[Row, Image.Image]:
         """The pictures of rows as they are in the source, upright RGB; those not found are absent.
@@ -71,22 +65,6 @@ class Originals:
                 if not ids:
                     break
         return found
-
-
-def _parts(name: str, manifest: Manifest, plan: Mapping[str, Any]) -> dict[str, Source]:
-    """The dataset's splits of the source, as `arra prepare` opened them."""
-    options = plan["options"]
-    splits = list(plan["rows"])
-    taken = "val" in splits and options["val_fraction"] > 0
-
-    def opened(split: str) -> Source:
-        return reading_of(manifest.source).open(name, split)
-
-    first = opened("train" if "train" in splits else splits[0])
-    if taken and "val" not in first.splits:
-        splits.remove("val")
-    sources = {split: first if split == first.split else opened(split) for split in splits}
-    return split_off(sources, options["val_fraction"], options["seed"])
 
 
 def _shard_of(shards: list[ShardInfo], row: int) -> int:

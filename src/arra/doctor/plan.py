@@ -139,6 +139,8 @@ def _split(config: TrainConfig, gpus: int) -> tuple[int, int]:
 
 def _material(options: PlanConfig, config: TrainConfig) -> Material:
     """The dataset, or what is assumed in its place."""
+    if config.align.online:
+        raise ValueError("the plan knows nothing of --align.online: leave it out")
     if config.data_folder:
         manifest = read_manifest(config.data_folder)
         known = manifest.aligned()

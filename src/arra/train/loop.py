@@ -46,8 +46,9 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     except (ValueError, OSError):
         unclaim(folder)
         raise
-    manifest = run.loader.dataset.manifest
-    encoders = {name: info.encoder for name, info in manifest.aligned().items()}
+    known = run.loader.dataset.manifest.aligned()
+    known |= {name: target.info for name, target in run.loader.targets.items()}
+    encoders = {name: info.encoder for name, info in known.items()}
     seconds = time.monotonic() - started
     write_run_card(folder, manifest_hash(config), encoders, seconds)
     return folder

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +27,11 @@ from arra.models.loading import (
     load_for_training,
     save_skeleton,
 )
-from arra.objective import Objective, Target, Terms
+from arra.objective import Objective, Terms
 from arra.resolve import resolve_folder
 from arra.train import checkpoint
 from arra.train.adapters import adapted_backbone
+from arra.train.alignment import ONLINE, objective_of, online_targets, target_names
 from arra.train.optim import Average, build_optimizer
 
 
@@ -77,7 +78,7 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
     if config.dtype == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
         raise ValueError("this CPU has no bfloat16 instructions: use --dtype float32")
     manifest = read_manifest(Path(config.data_folder))
-    names = _target_names(config, list(manifest.aligned()))
+    names, online = target_names(config, list(manifest.aligned()))
     dataset = open_dataset(config.data_folder, "train", features=names)
     spec = config.image_tokenizer or manifest.tokenizer.spec
     tokenizer = load_image_tokenizer(spec)
@@ -95,7 +96,8 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
     held_out = None
     if "val" in manifest.splits:
         held_out = open_dataset(config.data_folder, "val", features=names)
-    run = assemble(config, folder, device, backbone, dataset, held_out, spec, adapter)
+    seen = online_targets(online, dataset, held_out, device, folder)
+    run = assemble(config, folder, device, backbone, dataset, held_out, spec, adapter, seen)
     run.state.base_name = record.name(folder) if record else ""
     if not (folder / PIPELINE).exists():
         save_skeleton(
@@ -120,17 +122,19 @@ def assemble(
     held_out: Dataset | None,
     tokenizer_spec: str,
     adapter: Adapter | None = None,
+    online: Sequence[Mapping[str, TargetValues]] = ({}, {}),
 ) -> Run:
     """Puts together what trains: nothing is read and nothing written (`arra doctor` does this too,
-    with a backbone that has no memory behind its tensors)."""
+    with a backbone that has no memory behind its tensors). `online` are the targets, of train and
+    of val, that the dataset does not hold."""
     backbone.to(device).model.train()
     if config.model.gradient_checkpointing:
         with warnings.catch_warnings():
             # Newer transformers have another name for it, which 5.17 does not know.
             warnings.simplefilter("ignore", FutureWarning)
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    loader, validation = _loaders(config, backbone, dataset, held_out)
-    objective = _objective(config, backbone, loader.targets).to(device)
+    loader, validation = _loaders(config, backbone, dataset, held_out, online)
+    objective = objective_of(config, backbone, loader.targets).to(device)
     step = Step(backbone, objective)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
@@ -187,7 +191,11 @@ def _backbone(
 
 
 def _loaders(
-    config: TrainConfig, backbone: Backbone, dataset: Dataset, held_out: Dataset | None
+    config: TrainConfig,
+    backbone: Backbone,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    online: Sequence[Mapping[str, TargetValues]],
 ) -> tuple[Loader, Loader | None]:
     micro = config.micro_batch or config.batch_size
     passages = _passages(config.data.text) if config.data.text else []
@@ -202,6 +210,7 @@ def _loaders(
         centred=config.align.centred,
         passages=passages,
         text_rows=config.text_rows if passages else 0,
+        online=online[0],
     )
     if held_out is None:
         return loader, None
@@ -213,59 +222,7 @@ def _loaders(
         seed=config.seed,
         train_text=config.loss.text,
         centred=config.align.centred,
-    )
-
-
-def _target_names(config: TrainConfig, available: list[str]) -> list[str]:
-    if config.align.weight == 0:
-        return []
-    wanted = list(config.align.targets) or available
-    missing = [name for name in wanted if name not in available]
-    if missing or not wanted:
-        have = ", ".join(available) or "none"
-        raise ValueError(
-            f"the dataset has no feature {missing[0] if missing else 'to align to'!r} (it has: "
-            f"{have}): prepare it with --encoder, or train the baseline with --align.weight 0"
-        )
-    return wanted
-
-
-def _objective(
-    config: TrainConfig, backbone: Backbone, found: Mapping[str, TargetValues]
-) -> Objective:
-    align = config.align
-    if align.positions == "rep" and backbone.layout.rep is None:
-        raise ValueError("--align.positions rep needs --model.rep: the sequence has no such token")
-    targets = [
-        Target(
-            name,
-            dim=values.info.dim,
-            layers=align.layer,
-            weight=align.weight,
-            positions=align.positions,
-            centred=align.centred,
-            kind=values.kind,
-        )
-        for name, values in found.items()
-    ]
-    if config.loss.text and backbone.text_tokenizer is None:
-        raise ValueError("--loss.text: this model's prompts are no text that it could predict")
-    vocabulary = backbone.layout.image_vocabulary() if config.loss.vocab == "image" else None
-    writes = config.loss.text or config.data.text
-    if writes and any(token >= backbone.vocab_size for token in backbone.opening()):
-        raise ValueError(
-            f"{type(backbone.model).__name__} paints with a head that knows image codes only: its "
-            f"text cannot be trained; leave out --loss.text and --data.text"
-        )
-    if vocabulary and writes:
-        raise ValueError("--loss.vocab image leaves text out of the softmax: it cannot be trained")
-    return Objective(
-        backbone.hidden_size,
-        targets,
-        z_loss=config.loss.z,
-        vocabulary=vocabulary,
-        chunk=config.loss.chunk,
-        seed=config.seed,
+        online=online[1],
     )
 
 
@@ -328,7 +285,7 @@ def unclaim(folder: Path) -> None:
     """
     if latest_checkpoint(folder) is not None or (folder / "log.jsonl").exists():
         return
-    for name in ("config.json", PIPELINE):
+    for name in ("config.json", PIPELINE, ONLINE):
         (folder / name).unlink(missing_ok=True)
     for name in ("model", "tokenizer", OWN_BASE, "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)

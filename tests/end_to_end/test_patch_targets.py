@@ -1,0 +1,220 @@
+"""Patch grids as targets, from a prepared dataset and online: prepare, train, resume, export."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from arra.config import (
+    AlignConfig,
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from arra.data.online import OnlineTarget
+from arra.data.originals import Originals
+from arra.data.prepare import prepare
+from arra.data.prepare_config import PrepareConfig
+from arra.data.shards import open_dataset, read_manifest
+from arra.encoders import load_encoder
+from arra.export import ExportConfig, export
+from arra.train.loop import train
+
+STEPS = 20
+CLIP = "builtin:scenes-clip"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 drawn scenes with patches and class tokens of the bundled CLIP."""
+    out = tmp_path_factory.mktemp("scenes") / "data"
+    encoders = (f"patches={CLIP}@patch", f"clip={CLIP}")
+    options = {"size": 64, "limit": 48, "splits": ("train", "val"), "shard_rows": 20}
+    return prepare(PrepareConfig("builtin:scenes", "builtin:scenes", out, encoders, **options))
+
+
+@pytest.fixture
+def config(scenes: Path, tmp_path: Path) -> TrainConfig:
+    sizes = {"layers": 2, "hidden_size": 32, "heads": 2, "mlp_size": 48, "max_length": 128}
+    return TrainConfig(
+        data_folder=str(scenes),
+        out=str(tmp_path / "run"),
+        steps=STEPS,
+        batch_size=8,
+        threads=1,
+        model=ModelConfig(**sizes, text_vocabulary=280),
+        align=AlignConfig(layer=(1,), targets=("patches",), centred=True),
+        data=DataConfig(prompt_dropout=0.1),
+        optim=OptimConfig(lr=5e-3, warmup=0.1),
+        checkpoint=CheckpointConfig(every=10, keep=0),
+        log=LogConfig(every=2, validate_images=8),
+    )
+
+
+def log_of(run: str | Path) -> list[dict]:
+    lines = (Path(run) / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "images_per_s"} for x in lines]
+
+
+def weights_of(run: str | Path, name: str = "model") -> dict[str, torch.Tensor]:
+    last = max((Path(run) / "checkpoints").glob("step-*"))
+    return load_file(last / f"{name}.safetensors")
+
+
+def assert_same_run(a: str | Path, b: str | Path) -> None:
+    for name in ("model", "objective", "optimizer"):
+        first, second = weights_of(a, name), weights_of(b, name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert log_of(a) == log_of(b)
+
+
+def test_patches_are_learned_and_leave_no_trace(
+    config: TrainConfig, scenes: Path, tmp_path: Path
+) -> None:
+    info = read_manifest(scenes).grids["patches"]
+    assert (info.grid, info.dim, info.stored) == ([8, 8], 128, "float16")
+    train(config)
+    logged = log_of(config.out)
+    assert logged[-1]["loss_gva"] < logged[0]["loss_gva"] - 0.05
+    assert {"retrieval", "gva_constant", "val_loss_gva"} <= set(logged[-1])
+    # grids say something about the picture that the best constant does not
+    assert 0.2 < logged[-1]["gva_constant"] < 1
+    card = json.loads((Path(config.out) / "run_card.json").read_text())
+    assert card["encoders"]["patches"] == info.encoder
+    folder = export(ExportConfig(config.out, tmp_path / "model"))
+    kept = load_file(folder / "model" / "model.safetensors")
+    assert kept.keys() <= weights_of(config.out).keys()
+    assert not any("project" in name for name in kept)
+    texts = [path.read_text() for path in (folder / "model").glob("*.json")]
+    assert not any("patches" in text or "scenes-clip" in text for text in texts)
+
+
+def test_a_resumed_run_is_the_same_with_both_kinds_of_targets(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, align=replace(config.align, targets=("clip", "patches")))
+    train(config)
+    last = log_of(config.out)[-1]
+    for target in ("clip", "patches"):
+        assert {f"loss_gva/{target}", f"retrieval/{target}", f"gva_constant/{target}"} <= set(last)
+    again = replace(config, out=str(tmp_path / "again"))
+    train(again, stop_after=7)
+    train(again)
+    assert_same_run(config.out, again.out)
+
+
+def test_positions_without_a_cell_are_refused(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="positions 'all' have no cell, so a patch target needs"):
+        train(replace(config, align=replace(config.align, positions="all")))
+    assert not Path(config.out).exists()
+
+
+# ---- online --------------------------------------------------------------------------------------
+
+
+def online(config: TrainConfig, *encoders: str, **changes: object) -> TrainConfig:
+    return replace(config, align=AlignConfig(layer=(1,), online=encoders, centred=True), **changes)
+
+
+def test_online_values_are_those_that_are_stored(scenes: Path) -> None:
+    dataset = open_dataset(scenes, "val")
+    rows = [5, 0, 3]
+    originals = Originals(dataset)
+    patches = OnlineTarget(load_encoder(CLIP, "patch", grids=True), originals, dataset)
+    wanted = torch.stack([dataset.patch_features["patches"][row] for row in rows])
+    torch.testing.assert_close(patches.of(rows), wanted, rtol=2e-3, atol=2e-3)
+    token = OnlineTarget(load_encoder(CLIP), originals, dataset)
+    assert (patches.kind, token.kind) == ("patch", "global")
+    stored = torch.from_numpy(dataset.features["clip"][rows]).float()
+    torch.testing.assert_close(token.of(rows), stored, rtol=2e-3, atol=2e-3)
+
+
+def test_online_training_resumes_exactly(config: TrainConfig, tmp_path: Path) -> None:
+    config = online(config, f"dino={CLIP}@patch", f"token={CLIP}", steps=8)
+    config = replace(config, align=replace(config.align, targets=("dino", "token", "clip")))
+    train(config)
+    logged = log_of(config.out)
+    assert {"loss_gva/dino", "loss_gva/token", "loss_gva/clip"} <= set(logged[-1])
+    # the same class token, once stored and once computed
+    assert abs(logged[-1]["gva_constant/token"] - logged[-1]["gva_constant/clip"]) < 2e-3
+    again = replace(config, out=str(tmp_path / "again"))
+    train(again, stop_after=5)
+    train(again)
+    assert_same_run(config.out, again.out)
+    card = json.loads((Path(config.out) / "run_card.json").read_text())
+    known = json.loads((Path(config.out) / "online.json").read_text())
+    assert card["encoders"]["dino"] == known["dino"]["encoder"]
+    known["dino"]["encoder"] = "another"
+    (Path(again.out) / "online.json").write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"dino: .* another encoder than the one that .* begun"):
+        train(again)
+
+
+def pictures(folder: Path, count: int = 6) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (70, 64 + i), (40 * i, 90, 200)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"level {i}")
+    (folder / "2.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def flipped(tmp_path: Path) -> Path:
+    source = pictures(tmp_path / "in")
+    options = {"size": 64, "views": "flip", "val_fraction": 0.3}
+    encoders = (f"patches={CLIP}@patch",)
+    out = tmp_path / "data"
+    return prepare(PrepareConfig(str(source), "builtin:scenes", out, encoders, **options))
+
+
+def test_views_and_rejects_keep_pictures_and_rows_together(flipped: Path) -> None:
+    for split in ("train", "val"):
+        dataset = open_dataset(flipped, split)
+        patches = OnlineTarget(load_encoder(CLIP, "patch", grids=True), Originals(dataset), dataset)
+        rows = list(range(len(dataset)))[::-1]
+        wanted = torch.stack([dataset.patch_features["patches"][row] for row in rows])
+        torch.testing.assert_close(patches.of(rows), wanted, rtol=2e-3, atol=2e-3)
+    assert any(open_dataset(flipped).view_of)
+
+
+def test_a_source_that_is_gone_or_changed_is_named(
+    flipped: Path, tmp_path: Path, config: TrainConfig
+) -> None:
+    config = online(config, f"dino={CLIP}@patch", data_folder=str(flipped), batch_size=2, steps=2)
+    config = replace(config, align=replace(config.align, targets=("dino",)))
+    dataset = open_dataset(flipped)
+    originals = Originals(dataset)
+    row = dataset.view_of.index(None)
+    broken = tmp_path / "in" / f"{dataset.texts[row].removeprefix('level ')}.png"
+    size = broken.stat().st_size
+    broken.write_bytes(b"x" * size)
+    with pytest.raises(ValueError, match=r"no longer what it was \(not an image.*restore"):
+        originals.frames([row])
+    (tmp_path / "in" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"online needs the pictures of .* is another now"):
+        train(config)
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"online needs the pictures of .*cannot be opened"):
+        train(config)
+    assert not Path(config.out).exists()
+
+
+def test_wrong_use_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"write NAME=ENCODER\[@POOLING\]"):
+        AlignConfig(online=(CLIP,))
+    with pytest.raises(ValueError, match="gives a name twice"):
+        AlignConfig(online=(f"a={CLIP}", f"a={CLIP}@patch"))
+    with pytest.raises(ValueError, match="clip: the dataset holds a feature of that name"):
+        train(online(config, f"clip={CLIP}"))
+    align = AlignConfig(online=(f"dino={CLIP}",), targets=("sam",))
+    with pytest.raises(ValueError, match=r"no feature 'sam' \(it has: clip, patches, dino\)"):
+        train(replace(config, align=align))
