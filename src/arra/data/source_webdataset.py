@@ -6,11 +6,13 @@ ever extracted: a tar's headers are read once, and rows are read by their offset
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from arra.data.captions import CaptionColumns
 from arra.data.source_tables import cell
@@ -98,9 +100,16 @@ class TarSource:
         for file in files:
             state = file.stat()
             index = index_of(file, state.st_size, state.st_mtime_ns, text_part, image_column)
-            _compare_with_stats(file, len(index.keys))
             self._indices.append(index)
-        self._first = np.cumsum([0, *(len(index.keys) for index in self._indices)]).tolist()
+        # What img2dataset could not download is a row too, behind the samples of its tar.
+        self._lost = [
+            _lost(file, index.keys) for file, index in zip(files, self._indices, strict=True)
+        ]
+        rows = [
+            len(index.keys) + len(lost)
+            for index, lost in zip(self._indices, self._lost, strict=True)
+        ]
+        self._first = np.cumsum([0, *rows]).tolist()
         if len(self) == 0:
             raise ValueError(f"{name}: the tars of split {split} hold no samples")
         kinds: dict[str, frozenset[str]] = {}
@@ -118,8 +127,8 @@ class TarSource:
         skip = {*self._text_keys, "id"}
         self.columns = {key: _merged(kinds[key]) for key in sorted(kinds) if key not in skip}
         contents = [
-            (file.relative_to(root).as_posix(), file.stat().st_size, index.content)
-            for file, index in zip(files, self._indices, strict=True)
+            (file.relative_to(root).as_posix(), file.stat().st_size, index.content, lost)
+            for file, index, lost in zip(files, self._indices, self._lost, strict=True)
         ]
         self.fingerprint = digest("tars", contents, split, text.identity, image_column)
 
@@ -148,11 +157,13 @@ class TarSource:
 
     def _row(self, handle: BinaryIO, number: int, row: int) -> Record | Reject:
         index, position = self._indices[number], row - self._first[number]
-        key = index.keys[position]
+        lost = position - len(index.keys)
+        key, reason = self._lost[number][lost] if lost >= 0 else (index.keys[position], None)
         tar = self._files[number].relative_to(self._root).with_suffix("").as_posix()
         id_ = f"{tar}/{key}"
-        if position in index.reasons:
-            return Reject(row, id_ if is_utf8(id_) else None, index.reasons[position])
+        reason = reason or index.reasons.get(position)
+        if reason is not None:
+            return Reject(row, id_ if is_utf8(id_) else None, reason)
         span_6 = index.spans_N6[position]
         values: dict[str, Any] = {}
         if span_6[JSON + 1] >= 0:
@@ -192,6 +203,36 @@ def _merged(kinds: frozenset[str]) -> type:
     if kinds == {"int"}:
         return int
     return float if kinds and kinds <= {"int", "float"} else str
+
+
+def _lost(tar: Path, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """What img2dataset's table beside a tar has and the tar has not: keys and reasons.
+
+    Raises:
+        ValueError: the table is damaged, or img2dataset counted another number of samples.
+    """
+    path = tar.with_suffix(".parquet")
+    if not path.is_file():
+        _compare_with_stats(tar, len(keys))
+        return []
+    try:
+        with pq.ParquetFile(path) as file:
+            if not {"key", "status", "error_message"} <= set(file.schema_arrow.names):
+                return []  # a table of somebody else's
+            rows = file.read(columns=["key", "status", "error_message"]).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+    there = set(keys)
+    lost = [row for row in rows if row["key"] not in there]
+    _compare_with_stats(tar, len(keys) + sum(row["status"] == "success" for row in lost))
+    return [(str(row["key"]), _failure(row["status"], row["error_message"])) for row in lost]
+
+
+def _failure(status: str | None, message: str | None) -> str:
+    if status == "success":
+        return "img2dataset wrote the image, but it is not in the tar"
+    first = (message or "").strip().splitlines()[:1]
+    return f"{status or 'no status'} ({first[0][:200] if first else 'no reason given'})"
 
 
 def _compare_with_stats(tar: Path, samples: int) -> None:

@@ -68,6 +68,7 @@ def img2dataset(folder, shards=2, per_shard=3):
                 (f"{key}.txt", meta["caption"].encode()),
             ]
         failed = {**table[0], "key": f"{shard:05d}9999", "status": "failed_to_download"}
+        failed["error_message"] = "HTTP Error 404: Not Found\nmore"
         tar(folder / f"{shard:05d}.tar", members)
         pq.write_table(pa.Table.from_pylist([*table, failed]), folder / f"{shard:05d}.parquet")
         stats = {"count": per_shard + 1, "successes": per_shard, "failed_to_download": 1}
@@ -78,18 +79,22 @@ def test_img2dataset_output(tmp_path):
     img2dataset(tmp_path)
     source = open_source(tmp_path)
     assert source.splits == ("train",)
-    assert len(source) == 6
+    assert len(source) == 8
     assert source.columns["similarity"] is float
     assert source.columns["width"] is int
     assert "caption" not in source.columns
-    records = everything(source)
+    items = everything(source)
+    assert [i.row for i in items] == list(range(8))
+    reason = "failed_to_download (HTTP Error 404: Not Found)"
+    assert items[3] == Reject(3, "00000/000009999", reason)
+    assert items[7] == Reject(7, "00001/000019999", reason)
+    records = [item for item in items if isinstance(item, Record)]
     assert [r.id for r in records][2:4] == ["00000/000000002", "00001/000010000"]
     assert [shade_of(r) for r in records] == [0, 1, 2, 10, 11, 12]
     assert [r.text for r in records][3] == "caption 000010000"
     assert records[0].extra["similarity"] == 1.0
     assert records[0].extra["error_message"] is None
-    assert [r.row for r in source.read(2, 4)] == [2, 3]
-    assert list(source.read(2, 4)) == records[2:4]
+    assert list(source.read(2, 6)) == items[2:6]
     assert open_source(tmp_path / "00001.tar").splits == ("train",)
 
 
@@ -98,6 +103,43 @@ def test_img2dataset_shard_that_lost_samples_is_refused(tmp_path):
     (tmp_path / "00000_stats.json").write_text('{"successes": 4}')
     with pytest.raises(ValueError, match=r"00000\.tar holds 3 samples.*counts 4"):
         open_source(tmp_path)
+
+
+def test_a_sample_that_img2dataset_wrote_and_the_tar_has_not_is_a_reject(tmp_path):
+    img2dataset(tmp_path, shards=1)
+    tar(tmp_path / "00000.tar", [("000000001.jpg", png(1)), ("000000001.txt", b"only this")])
+    before = open_source(tmp_path)
+    items = everything(before)
+    assert [type(i) for i in items] == [Record, Reject, Reject, Reject]
+    assert items[1].id == "00000/000000000"
+    assert items[1].reason == "img2dataset wrote the image, but it is not in the tar"
+    table = pq.read_table(tmp_path / "00000.parquet").to_pylist()
+    table[-1]["error_message"] = None
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "00000.parquet")
+    assert everything(open_source(tmp_path))[3].reason == "failed_to_download (no reason given)"
+    assert open_source(tmp_path).fingerprint != before.fingerprint
+    (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"00000\.parquet is damaged"):
+        open_source(tmp_path)
+
+
+def test_laion_cocos_columns(tmp_path):
+    """Captions of LAION-COCO: `top_caption`, and all of them as a list."""
+    meta = {"top_caption": "best", "all_captions": ["best", "second"], "punsafe": 0.1}
+    meta |= {"LANGUAGE": "en", "similarity": 0.31, "TEXT": "alt text", "key": "0"}
+    tar(tmp_path / "0.tar", [("0.jpg", png(1)), ("0.json", json.dumps(meta).encode())])
+    for column, which, text in (
+        ("top_caption", "first", "best"),
+        ("all_captions", "first", "best"),
+        ("all_captions", "join", "best second"),
+        ("missing_there,TEXT", "first", "alt text"),
+        ("top_caption,TEXT", "join", "best alt text"),
+    ):
+        source = open_source(tmp_path, text_column=column, captions=which)
+        assert everything(source)[0].text == text
+        assert source.columns["punsafe"] is float
+    (record,) = everything(open_source(tmp_path, text_column="top_caption"))
+    assert json.loads(record.extra["all_captions"]) == ["best", "second"]
 
 
 def test_splits_of_names_and_folders(tmp_path):
