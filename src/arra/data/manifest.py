@@ -4,13 +4,11 @@ Legend: D feature width, K codebook size.
 """
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arra.files import read_json, write_json
+from arra.files import read_json, read_sealed, write_sealed
 
 FORMAT_VERSION = 1
 FILE = "manifest.json"
@@ -150,8 +148,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json with the SHA-256 of its own content. Written last: it says "done"."""
-    content = dataclasses.asdict(manifest)
-    write_json(folder / FILE, {"sha256": _self_hash(content), **content})
+    write_sealed(folder / FILE, dataclasses.asdict(manifest))
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -175,9 +172,10 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{path} has format version {content['format_version']}, this version of arra reads "
             f"{FORMAT_VERSION}: prepare the data again"
         )
-    expected = content.pop("sha256", None)
-    if _self_hash(content) != expected:
-        raise ValueError(f"{path} is damaged or was edited (its SHA-256 is another): {AGAIN}")
+    try:
+        content = read_sealed(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {AGAIN}") from None
     content["splits"] = {
         name: SplitInfo(split["rows"], [ShardInfo(**shard) for shard in split["shards"]])
         for name, split in content["splits"].items()
@@ -189,7 +187,3 @@ def read_manifest(folder: Path | str) -> Manifest:
     }
     content["grids"] = {k: GridInfo(**info) for k, info in content.get("grids", {}).items()}
     return Manifest(**content)
-
-
-def _self_hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
