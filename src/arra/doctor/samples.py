@@ -3,6 +3,7 @@
 Legend: N images, h and w code rows and columns, H and W pixels.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from arra.data.framing import Framing
-from arra.data.images import CROP, to_pil, to_uint8
+from arra.data.framing import Framing, framing_of
+from arra.data.images import BadImage, to_pil, to_uint8
 from arra.data.manifest import Manifest
 from arra.doctor.findings import Check, Finding, counted, first
 from arra.doctor.originals import NoOriginals, Originals, Row
@@ -74,19 +75,22 @@ class Pictures:
                 why = f"originals: the source cannot be read ({_short(error)})"
                 self.why.append(Finding("not checked", why, "samples"))
                 self.originals = None
-        framing = Framing(self.manifest.size) if self.manifest.crop == CROP else None
+        framing = framing_of(self.manifest.size, self.manifest.framing)
         return [self._shown(row, found.get(row), framing) for row in rows]
 
-    def _shown(self, row: Row, original: Image.Image | None, framing: Framing | None) -> Shown:
+    def _shown(self, row: Row, original: Image.Image | None, framing: Framing) -> Shown:
         split, number = row
         shards = self.scans[split].shards
         id_, caption, codes, height, width = (
             values_of(self.folder, shards, name, [number])[number]
             for name in ("id", "text", "image_ids", "grid_height", "grid_width")
         )
-        framed = None if original is None or framing is None else framing.frame(original)
+        framed = None
+        if original is not None:
+            with contextlib.suppress(BadImage):  # told as a row without an original
+                framed = framing.frame(original)
         if self.tokenizer is None or height * width != len(codes):
-            return Shown(row, id_, caption or "", framed or original)
+            return Shown(row, id_, caption or "", framed)
         codes_1hw = torch.tensor(codes).reshape(1, height, width)
         with torch.inference_mode():
             decoded_1CHW = self.tokenizer.decode(codes_1hw)
@@ -98,7 +102,7 @@ class Pictures:
                 agreement = float((again_1hw == codes_1hw).double().mean()) if same else 0.0
                 psnr = _psnr(seen_1CHW, decoded_1CHW)
         decoded = to_pil(decoded_1CHW)[0]
-        return Shown(row, id_, caption or "", framed or original, decoded, agreement, psnr)
+        return Shown(row, id_, caption or "", framed, decoded, agreement, psnr)
 
 
 def _psnr(one_NCHW: torch.Tensor, other_NCHW: torch.Tensor) -> float | None:

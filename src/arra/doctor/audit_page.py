@@ -1,0 +1,186 @@
+"""An audit as one self-contained HTML page, with its pictures and numbers beside it."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from PIL import Image
+
+from arra.doctor.audit import Seen
+from arra.doctor.audit_report import bin_name, facts_of
+from arra.doctor.findings import Audit, Check
+from arra.doctor.picture import Cell, fitted, pair_cell, sample_cell, sheet
+from arra.doctor.values import grid_histogram
+from arra.files import atomic_write, write_json
+from arra.study.page import document, escape, figure, image
+from arra.study.plots import ALIGNED, STYLE, blank, thousands, to_svg
+
+SIDE = 256
+"""Pixels of a picture's longest side on the page."""
+
+_STYLE = """<style>
+.status { font: 600 .78rem/1.5 var(--sans); white-space: nowrap; }
+.checks { width: 100%; } .checks td, .checks th { text-align: left; white-space: normal;
+  padding: .5rem 1rem .5rem 0; position: static; background: none; }
+.checks th { white-space: nowrap; font-weight: 600; }
+.checks .ok { color: var(--third); } .checks .warning { color: var(--plain); }
+.checks .damage { color: var(--paper); background: var(--plain); border-radius: .25rem;
+  padding: .1rem .45rem; } .checks .not { color: var(--muted); }
+.checks ul { margin: .35rem 0 0; padding-left: 1.1rem; } .checks li { margin: .2rem 0;
+  overflow-wrap: anywhere; } .checks li.note { color: var(--muted); }
+.pair .heads { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
+.wide { grid-template-columns: repeat(auto-fill, minmax(min(18.5rem, 100%), 1fr)) !important; }
+</style>"""
+
+
+def write_report(out: Path, audit: Audit, seen: Seen) -> Path:
+    """Writes report.html, audit.json and the contact sheets, and returns the page."""
+    samples = [sample_cell(each) for each in seen.samples]
+    pairs = {name: [pair_cell(*pair) for pair in each] for name, each in seen.pairs.items()}
+    sheets = {"samples.png": samples} | {f"near-{n}.png": cells for n, cells in pairs.items()}
+    for name, cells in sheets.items():
+        if any(cell.left is not None or cell.right is not None for cell in cells):
+            with atomic_write(out / name) as temporary:
+                sheet(cells).save(temporary, "PNG", optimize=True)
+    write_json(out / "audit.json", audit.to_json())
+    body = [
+        _STYLE,
+        _head(audit),
+        _table(audit.checks),
+        _section("Samples", _samples_note(audit.checks), samples),
+        *(
+            _section(f"Closest pairs by {name}", _pairs_note(audit.checks, name), cells)
+            for name, cells in pairs.items()
+        ),
+        _plots(audit.checks),
+    ]
+    page = out / "report.html"
+    with atomic_write(page) as temporary:
+        temporary.write_text(document(f"Audit of {audit.folder.name}", body), encoding="utf-8")
+    return page
+
+
+def _head(audit: Audit) -> str:
+    verdict = audit.verdict.removeprefix("verdict: ")
+    return (
+        f'<header><p class="eyebrow">arra doctor</p><h1>{escape(verdict[:1].upper())}'
+        f'{escape(verdict[1:])}</h1><p class="lead">{escape(audit.title)}</p></header>'
+    )
+
+
+def _table(checks: Sequence[Check]) -> str:
+    rows = []
+    for check in checks:
+        items = "".join(
+            f'<li class="{escape(finding.level.split()[0])}">{escape(finding.line())}</li>'
+            for finding in check.findings
+        )
+        rows.append(
+            f'<tr><td><span class="status {escape(check.status.split()[0])}">'
+            f"{escape(check.status)}</span></td><th>{escape(check.name)}</th>"
+            f"<td>{escape(check.summary)}{f'<ul>{items}</ul>' if items else ''}</td></tr>"
+        )
+    return (
+        '<section><h2>Checks</h2><div class="scroll"><table class="checks"><tbody>'
+        f"{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _samples_note(checks: Sequence[Check]) -> str:
+    check = next((c for c in checks if c.name == "samples"), None)
+    return "" if check is None else f"{check.summary}. Left the original as the models saw it."
+
+
+def _pairs_note(checks: Sequence[Check], name: str) -> str:
+    check = next((c for c in checks if c.name == f"near {name}"), None)
+    return "" if check is None else f"{check.summary}. Cosines of features minus their mean."
+
+
+def _section(title: str, note: str, cells: Sequence[Cell]) -> str:
+    if not cells:
+        return ""
+    shown = "\n".join(_pair(cell) for cell in cells)
+    return (
+        f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
+        f'<div class="pairs with-real">{shown}</div></section>'
+    )
+
+
+def _pair(cell: Cell) -> str:
+    sides = []
+    for picture, head in zip((cell.left, cell.right), cell.heads, strict=True):
+        inner = "" if picture is None else image(_sized(picture), head)
+        sides.append(f'<div>{inner}<span class="marks">{escape(head)}</span></div>')
+    return figure(f'<div class="images">{"".join(sides)}</div>', cell.caption, "pair")
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    return fitted(picture, SIDE) if max(picture.size) > SIDE else picture
+
+
+# ---- plots ---------------------------------------------------------------------------------------
+
+
+def _plots(checks: Sequence[Check]) -> str:
+    drawn = []
+    captions = facts_of(checks, "captions").get("all")
+    if isinstance(captions, dict):
+        names = [bin_name(a, b) for a, b in itertools.pairwise(captions["edges"])]
+        drawn.append((_bars(names, captions["counts"], "characters", "rows"), "Captions"))
+    codes = facts_of(checks, "codes")
+    grids = codes.get("grids")
+    if isinstance(grids, dict):
+        rows = grid_histogram(grids)
+        names, counts = [name for name, _ in rows], [count for _, count in rows]
+        drawn.append((_bars(names, counts, "code rows x columns", "rows"), "Grids"))
+        drawn.append((_codebook(codes), "How often each code is used, by rank"))
+    for check in checks:
+        if "norms" in check.facts:
+            norms = check.facts["norms"]
+            svg = _steps(norms["edges"], norms["counts"], "length of the feature")
+            drawn.append((svg, f"Lengths of {check.name}"))
+    if not drawn:
+        return ""
+    figures = "\n".join(figure(svg, caption) for svg, caption in drawn)
+    return f'<section><h2>Distributions</h2><div class="plots">{figures}</div></section>'
+
+
+def _bars(names: Sequence[str], counts: Sequence[int], x_label: str, y_label: str) -> str:
+    with matplotlib.rc_context(STYLE):
+        made, axes = blank(4.6, 3.1)
+        axes.bar(range(len(names)), counts, color=ALIGNED, width=0.86 if len(names) > 1 else 0.3)
+        if len(names) == 1:
+            axes.set_xlim(-1, 1)
+        turned = max(len(name) for name in names) > 5 and len(names) > 5
+        axes.set_xticks(range(len(names)), names, rotation=40 if turned else 0,
+                        ha="right" if turned else "center", fontsize=9)  # fmt: skip
+        _finish(axes, x_label, y_label)
+        return to_svg(made, f"{y_label} by {x_label}")
+
+
+def _steps(edges: Sequence[float], counts: Sequence[int], x_label: str) -> str:
+    with matplotlib.rc_context(STYLE):
+        made, axes = blank(4.6, 3.1)
+        axes.stairs(counts, edges, color=ALIGNED, fill=True)
+        _finish(axes, x_label, "rows")
+        return to_svg(made, f"rows by {x_label}")
+
+
+def _codebook(codes: Mapping[str, Any]) -> str:
+    points = [(rank, share) for rank, share in codes["uses_sorted"] if share > 0]
+    with matplotlib.rc_context(STYLE):
+        made, axes = blank(4.6, 3.1)
+        axes.loglog([rank for rank, _ in points], [share for _, share in points], color=ALIGNED)
+        axes.set_xlim(0.9, codes["codebook_size"] * 1.1)
+        axes.set_xlabel(f"rank of the code, of {codes['codebook_size']:,}")
+        axes.set_ylabel("share of all codes")
+        return to_svg(made, "share of all codes by rank")
+
+
+def _finish(axes: Any, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.yaxis.set_major_formatter(lambda value, _: thousands(value))
+    axes.grid(axis="x", visible=False)
