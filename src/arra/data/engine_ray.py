@@ -11,6 +11,7 @@ Legend: a unit is one shard, known by its place in `Job.units`.
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -19,8 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import torch
 
 from arra.data import engine_local
 from arra.data.job import Job, open_job
@@ -47,8 +46,10 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
 }
-"""Set before Ray is imported: nothing is reported to its makers, and errors are told by us."""
+"""Set before Ray is imported, unless the user has: nothing is reported to its makers, errors are
+told by us, and a Ray that we start kills no worker because others take the machine's memory."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class RayEngine:
         config = job.config
         if config.workers == 0:
             config = replace(config, workers=max(1, int(workers.cpus)))
-        attempts = self._ray.remote(num_cpus=0)(_Attempts).remote()
+        counter = self._ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts)
+        attempts = counter.remote()
         data = self._ray.data
         made = data.from_items(numbers, override_num_blocks=-(-len(numbers) // together))
         made = made.map_batches(
@@ -180,11 +182,10 @@ class RayEngine:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of the innermost error."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'without a word'}"
+    """What the innermost traceback ends with; of errors without one, their first line."""
+    text = str(error)
+    found = re.search(r"^[\w.]*(Error|Exception)\b.*$", text, re.M)
+    return found[0] if found else (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _imported() -> ModuleType:
@@ -204,7 +205,7 @@ def _imported() -> ModuleType:
 def _start(ray: ModuleType, address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}
     if address == "local":
         # Reached by nobody else, without a web server, with little memory set aside.
@@ -278,7 +279,7 @@ class _Worker:
         if self._job is not None:
             try:
                 self._make(self._job, [self._job.units[number] for number in numbers])
-            except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as raised:
+            except (ValueError, OSError, FloatingPointError, RuntimeError) as raised:
                 error = raised
         number = error.errno if isinstance(error, OSError) else 0
         said = f"{error} (on {socket.gethostname()})" if error else ""

@@ -1,4 +1,4 @@
-"""prepare --engine ray: the same bytes as on one machine, whoever is killed, and errors in a sentence.
+"""prepare --engine ray: the bytes of one machine, whoever is killed, and errors in a sentence.
 
 Everything is drawn and encoded by what is bundled. Ray starts on this machine alone; the long tests
 also join a cluster by its address, and kill workers and drivers that they started.
