@@ -26,7 +26,7 @@ from arra.data.decode import Decoded, Decoder
 from arra.data.sources import Record, Reject
 
 SECONDS = 120
-"""What decoding an image may take. The largest that is allowed (images.MAX_PIXELS) takes five."""
+"""What decoding an image may take. The largest that is allowed (images.MAX_PIXELS) takes a few."""
 
 _OF_AN_IMAGE = {
     signal.SIGSEGV: "crashes the decoder (SIGSEGV)",
@@ -34,7 +34,7 @@ _OF_AN_IMAGE = {
     signal.SIGABRT: "crashes the decoder (SIGABRT)",
     signal.SIGFPE: "crashes the decoder (SIGFPE)",
     signal.SIGILL: "crashes the decoder (SIGILL)",
-    signal.SIGALRM: f"takes longer than {SECONDS} s to decode",
+    signal.SIGALRM: "takes too long to decode",
 }
 """Ends of a process that its image has brought about. Other ends come from outside."""
 
@@ -50,11 +50,14 @@ class DecodeProcesses:
     Args:
         decoders: by split.
         processes: how many.
+        seconds: what decoding may take. A group of rows that takes longer is decoded row by row.
     """
 
-    def __init__(self, decoders: Mapping[str, Decoder], processes: int) -> None:
+    def __init__(
+        self, decoders: Mapping[str, Decoder], processes: int, seconds: int = SECONDS
+    ) -> None:
         self._idle: SimpleQueue[_Process] = SimpleQueue()
-        self._all = [_Process(decoders) for _ in range(processes)]
+        self._all = [_Process(decoders, seconds) for _ in range(processes)]
         for process in self._all:
             self._idle.put(process)
 
@@ -95,8 +98,8 @@ class _Ended(Exception):
 class _Process:
     """One process, started when first asked, and again when an image has ended it."""
 
-    def __init__(self, decoders: Mapping[str, Decoder]) -> None:
-        self._decoders = decoders
+    def __init__(self, decoders: Mapping[str, Decoder], seconds: int) -> None:
+        self._given = (decoders, seconds)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
         self._stopped = False
@@ -148,7 +151,7 @@ class _Process:
                 raise _Ended
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(
-                target=_serve, args=(theirs, self._decoders), name="arra decode", daemon=True
+                target=_serve, args=(theirs, *self._given), name="arra decode", daemon=True
             )
             self._process.start()
             theirs.close()
@@ -171,8 +174,9 @@ class _Process:
                 f"--workers 0 starts no processes"
             )
         raise ChildProcessError(
-            f"a decoding process has ended by itself (exit code {code}). In a script of your own, "
-            f"call prepare under `if __name__ == '__main__':`; --workers 0 starts no processes"
+            f"a decoding process has ended by itself (exit code {code}), its reason is above. In a "
+            f"script of your own, call prepare under `if __name__ == '__main__':`; --workers 0 "
+            f"starts no processes"
         )
 
     def stop(self) -> None:
@@ -197,7 +201,7 @@ def _changed(item: Decoded, change: Callable[[Tensor], Tensor]) -> Decoded:
 # ---- in the other process ------------------------------------------------------------------------
 
 
-def _serve(pipe: Connection, decoders: Mapping[str, Decoder]) -> None:
+def _serve(pipe: Connection, decoders: Mapping[str, Decoder], seconds: int) -> None:
     """Decodes what comes until the other end goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the pipe
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even where C code hangs
@@ -206,7 +210,7 @@ def _serve(pipe: Connection, decoders: Mapping[str, Decoder]) -> None:
     try:
         while True:
             split, rows = pipe.recv()
-            signal.alarm(SECONDS)
+            signal.alarm(seconds)
             answer = _decoded(decoders[split], rows)
             signal.alarm(0)
             _send(pipe, answer)
