@@ -21,7 +21,7 @@ from arra.doctor.neighbours import Near, near_pairs, neighbours_check
 from arra.doctor.samples import Pictures, Shown, chosen_rows, open_pictures, samples_check
 from arra.doctor.scan import SplitScan, scan
 from arra.doctor.settings import AuditConfig
-from arra.doctor.values import codes_check, features_check, text_features_check
+from arra.doctor.values import codes_check, features_check, vectors_checks
 
 PAIRS_SHOWN = 8
 """Closest pairs of each feature that become pictures."""
@@ -108,7 +108,7 @@ def _content(folder: Path, manifest: Manifest, scans: Mapping[str, SplitScan]) -
         return checks
     checks += [ids_check(folder, scans), codes_check(folder, manifest, scans)]
     checks += [features_check(folder, manifest, scans, name) for name in manifest.features]
-    checks += [text_features_check(folder, manifest, scans, n) for n in manifest.text_features]
+    checks += vectors_checks(folder, manifest, scans)
     checks += [captions_check(folder, manifest, scans), pictures_check(folder, manifest, scans)]
     return [*checks, leakage_check(folder, manifest, scans)]
 
@@ -124,7 +124,7 @@ def _pairs(pictures: Pictures, near: Near) -> list[tuple[Shown, Shown, float]]:
 def _title(folder: Path, manifest: Manifest) -> str:
     splits = ", ".join(f"{name} {info.rows:,}" for name, info in manifest.splits.items())
     rows = counted(sum(info.rows for info in manifest.splits.values()), "row")
-    features = ", ".join([*manifest.features, *manifest.text_features]) or "none"
+    features = ", ".join([*manifest.aligned(), *manifest.text_features]) or "none"
     return (
         f"{folder}: {rows} ({splits}), {manifest.size} pixels, image tokenizer "
         f"{manifest.tokenizer.spec}, features {features}"

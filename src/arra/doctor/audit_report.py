@@ -9,6 +9,9 @@ from arra.doctor.values import grid_histogram
 BAR = 32
 """Characters of the longest bar."""
 
+LINES = 20
+"""Findings of one check that are printed."""
+
 _MARKS = {"damage": "DAMAGE", "warning": "warning", "not checked": "not checked", "note": "note"}
 
 
@@ -19,9 +22,12 @@ def told(audit: Audit) -> str:
     for check in audit.checks:
         status = _MARKS.get(check.status, "ok")
         lines.append(f"  {status:12}{check.name:{width}}  {check.summary}".rstrip())
-        for finding in check.findings:
+        for finding in check.findings[:LINES]:
             mark = "" if finding.level in ("note", check.status) else f"{finding.level}: "
             lines.append(f"  {'':12}{'':{width}}  - {mark}{finding.line()}")
+        if len(check.findings) > LINES:
+            more = len(check.findings) - LINES
+            lines.append(f"  {'':12}{'':{width}}  - and {more:,} more (--json or --out DIR)")
     for part in (_captions(audit.checks), _grids(audit.checks)):
         if part:
             lines += ["", *part]

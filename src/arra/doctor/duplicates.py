@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from arra.data.manifest import Manifest
-from arra.doctor.findings import EXAMPLES, Check, Finding, counted, first
+from arra.doctor.findings import EXAMPLES, Check, Finding, Level, counted, first
 from arra.doctor.scan import GROUPS, SplitScan, values_of
 
 ONE_ROW = "keep one of each in the source and prepare the data again"
 ONE_SPLIT = "keep them in one split of the source and prepare the data again"
+LOOKED = 50
+"""Rows among which examples that differ are looked for."""
+
+LEAKED = 0.01
+"""Share of the smaller split's pictures that another split has too, from which it is damage: what
+is measured on that split is off by up to as much. Below it is a warning."""
+
 OFTEN = 0.5
 """Share of rows with a caption that another picture has too, above which captions say little."""
 
@@ -129,7 +136,7 @@ def captions_check(folder: Path, manifest: Manifest, scans: Mapping[str, SplitSc
         facts["characters"][split] = histogram(lengths_N)
         if again.size and not manifest.class_names:
             often = share > OFTEN
-            shown = values_of(folder, scan.shards, "text", again[:EXAMPLES]).values()
+            shown = values_of(folder, scan.shards, "text", again[:LOOKED]).values()
             findings.append(
                 Finding(
                     "warning" if often else "note",
@@ -230,9 +237,12 @@ def _shared_pictures(folder: Path, manifest: Manifest, one: SplitScan, other: Sp
     mine, theirs = mine[leaked], theirs[leaked]
     if mine.size:
         made_of = "codes and features" if manifest.features else "codes"
-        what = f"{counted(len(mine), 'picture')} in both ({made_of} are equal)"
+        share = len(mine) / min(len(one), len(other))
+        level: Level = "damage" if share >= LEAKED else "warning"
+        what = f"{counted(len(mine), 'picture')} in both ({made_of} are equal), "
+        what += f"{share:.1%} of {min(one, other, key=len).split}"
         shown = _pairs(folder, one, other, mine, theirs)
-        findings.append(Finding("damage", what, _where(one, other), len(mine), shown, ONE_SPLIT))
+        findings.append(Finding(level, what, _where(one, other), len(mine), shown, ONE_SPLIT))
     codes, other_codes = shared(one.keys["codes"], other.keys["codes"])
     same = np.isin(one.keys["codes"][codes], one.keys["codes"][mine])
     same |= one.keys["main"][codes] == other.keys["main"][other_codes]

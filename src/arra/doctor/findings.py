@@ -92,16 +92,17 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The last line."""
-        counted = [
-            f"{number} {_plural(level, number)}"
-            for level in LEVELS[:3]
-            if (number := self.count(level))
+        counts = {level: self.count(level) for level in LEVELS[:3]}
+        said = [
+            f"damage in {counted(counts['damage'], 'place')}" if counts["damage"] else "",
+            counted(counts["warning"], "warning") if counts["warning"] else "",
+            f"{counts['not checked']} not checked" if counts["not checked"] else "",
         ]
-        said = ", ".join(counted)
+        words = ", ".join(each for each in said if each)
         if not self.failed:
-            return f"verdict: fine{f' ({said})' if said else ''}"
-        why = "" if self.count("damage") else ", and --strict makes warnings errors"
-        return f"verdict: DAMAGED: {said}{why}"
+            return f"verdict: fine{f' ({words})' if words else ''}"
+        why = "" if counts["damage"] else "; --strict makes warnings errors"
+        return f"verdict: NOT fine: {words}{why}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -123,10 +124,6 @@ class Audit:
         }
 
 
-def _plural(level: Level, number: int) -> str:
-    return f"{level}s" if level == "warning" and number > 1 else level
-
-
 def unchecked(name: str, why: str) -> Check:
     """A check that could not be made, which is never silent."""
     return Check(name, "", [Finding("not checked", why, name)])
@@ -138,9 +135,9 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 
 
 def first(values: Iterable[object]) -> tuple[str, ...]:
-    """The first examples as short strings."""
+    """The first examples as short strings, each once."""
     shown = []
-    for value in values:
+    for value in dict.fromkeys(values):
         text = str(value)
         shown.append(text if len(text) <= 60 else text[:57] + "…")
         if len(shown) == EXAMPLES:

@@ -18,34 +18,30 @@ Row = tuple[str, int]
 """Split, and row within it."""
 
 
-class NoOriginals(ValueError):
-    """The source cannot be read any more; the message says why."""
-
-
-class Originals:
-    """The source of a dataset, opened with the settings of its plan.
+class SourcePictures:
+    """The source of a dataset, opened as its plan says.
 
     Args:
         folder, manifest, plan: the dataset.
         source: where the source is now, if not where the manifest says.
 
     Raises:
-        NoOriginals: the source is gone, or its content is another.
+        ValueError: the source is gone, or its content is another.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, plan: Mapping[str, Any], source: str | None
     ) -> None:
         self.folder, self._each = folder, int(plan["options"]["shard_rows"])
-        try:
-            self._parts = source_parts(manifest, plan, source)
-        except ValueError as error:
-            raise NoOriginals(str(error)) from None
+        self._parts = source_parts(manifest, plan, source)
 
     def read(self, scans: Mapping[str, SplitScan], rows: Iterable[Row]) -> dict[Row, Image.Image]:
         """The pictures of rows as they are in the source, upright RGB; those not found are absent.
 
         A shard's source rows are read until the last one that is wanted.
+
+        Raises:
+            OSError, ValueError: the source cannot be read any more.
         """
         found: dict[Row, Image.Image] = {}
         wanted: dict[tuple[str, str], dict[str, Row]] = {}

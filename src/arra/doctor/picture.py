@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from arra.doctor.samples import Shown
 
-SIDE = 224
+SIDE = 256
 """Pixels of a picture's longest side on a sheet; smaller ones are enlarged pixel by pixel."""
 
 COLUMNS = 3
@@ -36,10 +36,13 @@ class Cell:
 
 def sample_cell(shown: Shown) -> Cell:
     """Original and decoded."""
-    quality = [] if shown.agreement is None else [f"{shown.agreement:.0%} of codes"]
-    quality += [] if shown.psnr is None else [f"{shown.psnr:.1f} dB"]
-    heads = ("original", f"decoded  {', '.join(quality)}".strip())
-    return Cell(shown.original, shown.decoded, heads, f"{shown.id}: {shown.caption}")
+    heads = ["decoded"]
+    if shown.psnr is not None:
+        heads.append(f"{shown.psnr:.1f} dB")
+    if shown.agreement is not None and shown.agreement < 1:
+        heads.append(f"{shown.agreement:.1%} of codes agree")
+    caption = f"{shown.id}: {shown.caption}"
+    return Cell(shown.original, shown.decoded, ("original", ", ".join(heads)), caption)
 
 
 def pair_cell(one: Shown, other: Shown, cosine: float) -> Cell:

@@ -17,7 +17,7 @@ from arra.data.framing import Framing, framing_of
 from arra.data.images import BadImage, to_pil, to_uint8
 from arra.data.manifest import Manifest
 from arra.doctor.findings import Check, Finding, counted, first
-from arra.doctor.originals import NoOriginals, Originals, Row
+from arra.doctor.originals import Row, SourcePictures
 from arra.doctor.scan import SplitScan, values_of
 from arra.image_tokenizers.interface import ImageTokenizer
 
@@ -62,7 +62,7 @@ class Pictures:
     manifest: Manifest
     scans: Mapping[str, SplitScan]
     tokenizer: ImageTokenizer | None = None
-    originals: Originals | None = None
+    originals: SourcePictures | None = None
     why: list[Finding] = field(default_factory=list)
 
     def show(self, rows: Sequence[Row]) -> list[Shown]:
@@ -143,8 +143,8 @@ def open_pictures(
         pictures.why.append(Finding("not checked", why, "samples"))
         return pictures
     try:
-        pictures.originals = Originals(folder, manifest, plan, source)
-    except NoOriginals as error:
+        pictures.originals = SourcePictures(folder, manifest, plan, source)
+    except (ValueError, OSError) as error:
         remedy = "name the source's place with --source"
         why = f"originals: {_short(error)}"
         pictures.why.append(Finding("not checked", why, "samples", remedy=remedy))

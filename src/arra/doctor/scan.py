@@ -19,12 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arra.data.grid_column import GRID, bad_cells, format_of
 from arra.data.manifest import Manifest, ShardInfo
 from arra.data.shards import FEATURE, bad_feature
 from arra.data.text_column import TEXT_FEATURE, text_type
 
 BATCH = 1024
 """Rows that are in memory at a time."""
+
+VECTOR_BATCH = 16
+"""The same of columns with many vectors a row, which may be megabytes each."""
 
 GROUPS = ("patient", "subject_id", "sample")
 """Columns whose values must not be in two splits."""
@@ -127,7 +131,7 @@ def scan(
             _add(made, parts, batch, rows, manifest)
             rows += batch.num_rows
             progress(batch.num_rows)
-        _check_text_features(folder / shard.file, manifest, made, rows - shard.rows)
+        _check_vectors(folder / shard.file, manifest, made, rows - shard.rows)
     empty = np.zeros(0, np.uint64)
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     made.caption_lengths = joined.pop("length", empty)
@@ -180,6 +184,7 @@ def _columns(path: Path, manifest: Manifest, shard: ShardInfo) -> list[str]:
         "image_ids": pa.list_(pa.int32()),
         **{FEATURE + n: pa.list_(pa.float16(), i.dim) for n, i in manifest.features.items()},
         **{TEXT_FEATURE + n: text_type(i.dim) for n, i in manifest.text_features.items()},
+        **{GRID + n: format_of(i).type for n, i in manifest.grids.items()},
     }
     for name in [*_FIXED, *expected]:
         if name not in schema.names:
@@ -189,7 +194,7 @@ def _columns(path: Path, manifest: Manifest, shard: ShardInfo) -> list[str]:
                 f"column {name} is {schema.field(name).type}, not {expected[name]}"
             )
     wanted = {*_FIXED, *expected, *GROUPS, VIEW_OF, PICTURE_OF}
-    return [n for n in schema.names if n in wanted and not n.startswith(TEXT_FEATURE)]
+    return [n for n in schema.names if n in wanted and not n.startswith((TEXT_FEATURE, GRID))]
 
 
 def _add(
@@ -280,22 +285,45 @@ def _features(
     return np.frombuffer(b"".join(key(row.tobytes()) for row in joined), np.uint64)
 
 
-def _check_text_features(path: Path, manifest: Manifest, made: SplitScan, start: int) -> None:
-    """Finite values and no more tokens than there may be."""
-    for name, info in manifest.text_features.items():
-        row = start
-        for batch in batches(path, [TEXT_FEATURE + name], rows=64):
-            column = batch.column(0)
-            for caption in column:
-                tokens = caption.values
-                packed = b"" if tokens is None else b"".join(tokens.to_pylist())
-                flat = np.frombuffer(packed, "<f2")
-                if not np.isfinite(flat).all():
-                    made.wrong.setdefault((f"text {name}", "NaN or infinite"), []).append(row)
-                if flat.size > info.length * info.dim:
-                    why = f"longer than {info.length} tokens"
-                    made.wrong.setdefault((f"text {name}", why), []).append(row)
-                row += 1
+def _check_vectors(path: Path, manifest: Manifest, made: SplitScan, start: int) -> None:
+    """Columns of many vectors a row: finite, and as many of them as there may be."""
+    for name, text in manifest.text_features.items():
+        for row, packed in _packed(path, TEXT_FEATURE + name, start):
+            values = np.frombuffer(packed, "<f2")
+            if not np.isfinite(values).all():
+                made.wrong.setdefault((f"text {name}", "NaN or infinite"), []).append(row)
+            if values.size > text.length * text.dim:
+                why = f"longer than {text.length} tokens"
+                made.wrong.setdefault((f"text {name}", why), []).append(row)
+    for name, info in manifest.grids.items():
+        form = format_of(info)
+        codes = _grid_sizes(path)
+        for row, packed in _packed(path, GRID + name, start):
+            height, width = form.stored_shape(codes[row - start])
+            if len(packed) != height * width * form.width:
+                why = f"not of {height} x {width} cells"
+            else:
+                stored_pb = np.frombuffer(packed, np.uint8).reshape(-1, form.width)
+                why = bad_cells(form.unpack(stored_pb)) or ""
+            if why:
+                made.wrong.setdefault((f"grid {name}", why), []).append(row)
+
+
+def _packed(path: Path, column: str, start: int) -> Iterator[tuple[int, bytes]]:
+    """Row of the split, and the bytes of all its vectors."""
+    row = start
+    for batch in batches(path, [column], rows=VECTOR_BATCH):
+        for vectors in batch.column(0):
+            packed = vectors.values
+            yield row, b"" if packed is None else b"".join(packed.to_pylist())
+            row += 1
+
+
+def _grid_sizes(path: Path) -> list[tuple[int, int]]:
+    with pq.ParquetFile(path) as file:
+        table = file.read(columns=["grid_height", "grid_width"])
+    heights, widths = (table.column(name).to_pylist() for name in table.column_names)
+    return list(zip(heights, widths, strict=True))
 
 
 def _note(made: SplitScan, what: str, why: str, start: int, wrong: np.ndarray) -> None:

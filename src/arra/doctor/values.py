@@ -119,14 +119,21 @@ def _norm_histogram(norm_N: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def text_features_check(
-    folder: Path, manifest: Manifest, scans: Mapping[str, SplitScan], name: str
-) -> Check:
-    """Captions as features: finite, and no longer than the text encoder's limit."""
-    findings = _wrong(folder, scans, f"text {name}")
-    info = manifest.text_features[name]
-    said = f"{info.dim} wide, at most {info.length} tokens a caption"
-    return Check(f"text feature {name}", said, findings)
+def vectors_checks(folder: Path, manifest: Manifest, scans: Mapping[str, SplitScan]) -> list[Check]:
+    """Captions as features and grids of patches: finite, and as many vectors as there may be."""
+    checks = []
+    for name, text in manifest.text_features.items():
+        said = f"{text.dim} wide, at most {text.length} tokens a caption"
+        checks.append(Check(f"text {name}", said, _wrong(folder, scans, f"text {name}")))
+    for name, grid in manifest.grids.items():
+        constant = float(np.linalg.norm(grid.unit_mean))
+        said = (
+            f"{grid.dim} wide, {grid.grid[0]}x{grid.grid[1]} cells as {grid.stored}; a constant "
+            f"answer reaches cosine {constant:.3f}"
+        )
+        facts = {"constant_cosine": constant}
+        checks.append(Check(f"grid {name}", said, _wrong(folder, scans, f"grid {name}"), facts))
+    return checks
 
 
 def _wrong(folder: Path, scans: Mapping[str, SplitScan], what: str) -> list[Finding]:
