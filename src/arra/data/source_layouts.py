@@ -6,6 +6,7 @@ from pathlib import Path
 from arra.data import (
     source_coco,
     source_conversations,
+    source_datasets,
     source_deepeyenet,
     source_folders,
     source_mimic,
@@ -45,7 +46,8 @@ def open_source_at(
         source = _published(path, split, text, image_column, name, options)
     if source is not None:
         return source
-    check_options(name, options, {})
+    if path.exists():
+        check_options(name, options, {})
     if path.is_dir():
         if source_parquet.holds_parquet(path):
             return source_parquet.open_parquet(path, split, text, image_column, name)
@@ -65,7 +67,7 @@ def open_source_at(
         raise FileNotFoundError(
             f"source {located} does not exist: check the path (hub ids are OWNER/NAME)"
         )
-    return source_parquet.open_hub(located, split, text, image_column)
+    return source_datasets.open_hub(located, split, text, image_column, options)
 
 
 def _published(
@@ -82,6 +84,9 @@ def _published(
         return source_webdataset.open_webdataset(path, split, text, image_column, name)
     if path.is_dir() and source_coco.caption_files(path):
         return source_coco.open_coco(path, split, text, image_column, name, options)
+    if path.is_dir() and source_datasets.holds_dataset(path):
+        check_options(name, options, {})
+        return source_datasets.open_disk(path, split, text, image_column, name)
     if path.is_dir() and source_mimic.tables(path) is not None:
         return source_mimic.open_mimic(path, split, text.only(name), image_column, name, options)
     if path.is_dir() and source_deepeyenet.description_files(path):

@@ -1,9 +1,9 @@
-"""Sources made of tables that hold the images themselves: Parquet files and hub datasets."""
+"""Sources made of tables that hold the images themselves: Parquet files, local or elsewhere."""
 
 import json
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from arra.data.sources import (
     split_of,
 )
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_OPENED_AT_ONCE = 16
+"""Footers that are fetched at the same time."""
 
 
-class _TableSource:
+class TableSource:
     """Rows of Arrow tables. Subclasses say how rows start..stop of the table are had."""
 
     def __init__(
@@ -82,7 +83,7 @@ class _TableSource:
                 self._duplicates[row] = first
 
     def _rows(self, table: pa.Table, first_row: int) -> Iterator[Record | Reject]:
-        cells = {name: _values(table.column(name)) for name in table.column_names}
+        cells = {name: values_of_column(table.column(name)) for name in table.column_names}
         for offset in range(table.num_rows):
             row = first_row + offset
             yield self._row({name: values[offset] for name, values in cells.items()}, row)
@@ -157,11 +158,11 @@ def _kind(kind: pa.DataType) -> type:
     return float if pa.types.is_floating(kind) else str
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
+def values_of_column(column: pa.ChunkedArray) -> list[Any]:
     """Python values; text that is not valid UTF-8 stays bytes, for its row alone to be rejected."""
     if pa.types.is_struct(column.type):
         names = [column.type.field(i).name for i in range(column.type.num_fields)]
-        parts = [_values(part) for part in column.flatten()]
+        parts = [values_of_column(part) for part in column.flatten()]
         return [dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [_decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
@@ -229,8 +230,12 @@ def open_parquet(
     return ParquetSource(name, chosen, splits, by_split[chosen], text, image_column)
 
 
-class ParquetSource(_TableSource):
-    """Parquet files in the order of their names, read one row group at a time."""
+class ParquetSource(TableSource):
+    """Parquet files in the order of their names, read one row group at a time.
+
+    Files may be paths of an object store or the hub (universal_pathlib): of those the footers are
+    read first, and then nothing but the row groups that are asked for.
+    """
 
     def __init__(
         self,
@@ -241,13 +246,15 @@ class ParquetSource(_TableSource):
         text: CaptionColumns,
         image_column: str,
     ) -> None:
-        self._files = [_open(file) for file in files]
+        with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+            self._files = list(pool.map(_open, files))
         self._paths = files
         schema = self._files[0].schema_arrow
         for file, path in zip(self._files, files, strict=True):
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"{path} has other columns or types than {files[0]}")
-        super().__init__(name, split, splits, schema, text, image_column, files[0].parent)
+        root = files[0].parent if isinstance(files[0], Path) else None
+        super().__init__(name, split, splits, schema, text, image_column, root)
         self._groups: list[tuple[int, int, int, int]] = []  # first row, rows, file, group
         row = 0
         for number, file in enumerate(self._files):
@@ -269,7 +276,7 @@ class ParquetSource(_TableSource):
 
     def _column(self, name: str) -> Iterator[Any]:
         for _, _, number, group in self._groups:
-            yield from _values(self._read_group(number, group, [name]).column(name))
+            yield from values_of_column(self._read_group(number, group, [name]).column(name))
 
     def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
         """Yields rows start..stop-1; the row group read last is kept for the next call."""
@@ -291,90 +298,28 @@ class ParquetSource(_TableSource):
         try:
             return self._files[number].read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError) as error:
+            path = self._paths[number]
+            if not isinstance(path, Path):
+                raise ValueError(
+                    f"row group {group} of {path} cannot be read ({error}): the same command again "
+                    f"goes on"
+                ) from None
             raise ValueError(
-                f"{self._paths[number]} is damaged in row group {group} ({error}): fetch it again"
+                f"{path} is damaged in row group {group} ({error}): fetch it again"
             ) from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        if isinstance(path, Path):
+            return pq.ParquetFile(path)
+        return pq.ParquetFile(path.open("rb"), pre_buffer=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({error})") from None
 
 
 def _footer(path: Path, size: int = 65_536) -> str:
     """The end of a Parquet file, which describes every column chunk, as a fingerprint."""
-    with open(path, "rb") as handle:
+    with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - size))
         return digest(handle.read().hex())
-
-
-# The hub
-
-
-def open_hub(name: str, split: str | None, text: CaptionColumns, image_column: str) -> "HubSource":
-    """A dataset of the Hugging Face hub, through the optional package `datasets`.
-
-    Raises:
-        ValueError: `datasets` is not installed, or the hub or the dataset cannot be reached.
-    """
-    if not HUB_NAME.fullmatch(name):
-        raise FileNotFoundError(f"source {name!r} is neither an existing path nor a hub id")
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"source {name!r} is no existing path; to read it from the hub, install 'arra[data]'"
-        ) from None
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        loaded = datasets.load_dataset(name)
-    except (
-        FileNotFoundError,
-        ConnectionError,
-        TimeoutError,
-        OfflineModeIsEnabled,
-        HfHubHTTPError,
-        ValueError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"source {name!r} is no existing path and cannot be had from the hub ({reason}). "
-            f"Offline, download its Parquet files elsewhere and pass their folder"
-        ) from None
-    by_split = {SPLIT_NAMES.get(key, key): value for key, value in loaded.items()}
-    chosen = pick_split(name, tuple(by_split), split)
-    return HubSource(name, chosen, tuple(by_split), by_split[chosen], text, image_column)
-
-
-class HubSource(_TableSource):
-    """A `datasets.Dataset`: its images stay encoded, its rows stay in Arrow."""
-
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        splits: tuple[str, ...],
-        dataset: Any,
-        text: CaptionColumns,
-        image_column: str,
-    ) -> None:
-        self._dataset = dataset.with_format("arrow")
-        schema = dataset.features.arrow_schema
-        super().__init__(name, split, splits, schema, text, image_column, None)
-        if "id" in schema.names:
-            self._find_duplicates(self._column("id"))
-        content = getattr(dataset, "_fingerprint", None)
-        self.fingerprint = digest("hub", name, split, content, text.identity, image_column)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def _column(self, name: str) -> Iterator[Any]:
-        return iter(_values(self._dataset.select_columns(name)[:][name]))
-
-    def read(self, start: int, stop: int) -> Iterator[Record | Reject]:
-        """Yields rows start..stop-1."""
-        yield from self._rows(self._dataset[start:stop], start)
