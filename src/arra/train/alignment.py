@@ -39,7 +39,7 @@ def target_names(config: TrainConfig, stored: list[str]) -> tuple[list[str], dic
         have = ", ".join(available) or "none"
         raise ValueError(
             f"the dataset has no feature {missing[0] if missing else 'to align to'!r} (it has: "
-            f"{have}): prepare it with --encoder, compute it with --align.online, or train the "
+            f"{have}): prepare it with --encoder, or compute it with --align.online, or train the "
             f"baseline with --align.weight 0"
         )
     chosen = {name: online[name] for name in wanted if name in online}

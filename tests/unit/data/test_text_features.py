@@ -236,6 +236,7 @@ def painter(slots: int = SLOTS, width: int = WIDTH) -> SimpleNamespace:
         condition=lambda text, grid: prefix,
         without_prompt=lambda condition, grid: prefix,
         wrapping=lambda grid: ([], []),
+        room=lambda grid: slots,
     )
 
 
