@@ -1,10 +1,12 @@
 """Sources that are folders of images: with metadata, caption files, or one folder per class."""
 
+import contextlib
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from arra.data.captions import CaptionColumns
+from arra.data.class_folders import class_texts, classes_of_images
 from arra.data.source_tables import (
     Entry,
     FileSource,
@@ -16,6 +18,7 @@ from arra.data.source_tables import (
     text_columns,
 )
 from arra.data.sources import SPLIT_NAMES, Reject, digest, is_utf8, pick_split
+from arra.files import is_local, sizes_below
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -60,11 +63,10 @@ def open_folder(
         raise ValueError(
             f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) and no metadata file"
         )
-    sizes = [(relative, (root / relative).stat().st_size) for relative in images]
-    captioned = any((root / relative).with_suffix(".txt").is_file() for relative in images)
-    if captioned:
-        beside = [(root / relative).with_suffix(".txt") for relative in images]
-        sizes += [(file.name, file.stat().st_size) for file in beside if file.is_file()]
+    sizes = _sizes(root, images)
+    captions = _sizes(root, [str(PurePosixPath(each).with_suffix(".txt")) for each in images])
+    if captions:
+        sizes += [(PurePosixPath(each).name, size) for each, size in captions]
         entries = [_captioned(row, relative, root) for row, relative in enumerate(images)]
         return FileSource(name, chosen, splits, entries, digest("captions", sizes))
     names = sorted({r.split("/")[0] for part in parts.values() for r in _in_folders(part)})
@@ -73,14 +75,17 @@ def open_folder(
             f"{folder} has images but no captions: add metadata.jsonl with file_name and text, or "
             f"NAME.txt beside each image, or one folder per class"
         )
+    texts = class_texts(folder, names)
+    owners = classes_of_images(folder, names)
+    numbers = {each: number for number, each in enumerate(names)}
     return FileSource(
         name,
         chosen,
         splits,
-        [_by_class(row, relative, root, names) for row, relative in enumerate(images)],
-        digest("classes", sizes, names),
+        [_by_class(row, each, root, numbers, texts, owners) for row, each in enumerate(images)],
+        digest("classes", sizes, names, texts, owners),
         {"label": int},
-        tuple(names),
+        tuple(each if texts[each] == each.replace("_", " ") else texts[each] for each in names),
     )
 
 
@@ -135,6 +140,9 @@ def _split_folders(folder: Path, name: str) -> dict[str, Path]:
 
 def list_images(folder: Path) -> list[str]:
     """Paths of the images below a folder, relative, sorted; hidden ones are left out."""
+    if not is_local(folder):
+        names = sizes_below(folder)
+        return [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not each.startswith(".")]
@@ -142,6 +150,19 @@ def list_images(folder: Path) -> list[str]:
             if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES:
                 found.append((Path(root) / file).relative_to(folder).as_posix())
     return sorted(found)
+
+
+def _sizes(folder: Path, names: list[str]) -> list[tuple[str, int]]:
+    """Names and bytes of those files that are there."""
+    there = None if is_local(folder) else sizes_below(folder)
+    found = []
+    for name in names:
+        if there is None:
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, (folder / name).stat().st_size))
+        elif name in there:
+            found.append((name, there[name]))
+    return found
 
 
 def _in_folders(folder: Path) -> list[str]:
@@ -154,11 +175,17 @@ def _captioned(row: int, relative: str, root: Path) -> Entry | Reject:
     return Entry(relative, root / relative, None, {})
 
 
-def _by_class(row: int, relative: str, root: Path, names: list[str]) -> Entry | Reject:
+def _by_class(
+    row: int,
+    relative: str,
+    root: Path,
+    numbers: dict[str, int],
+    texts: dict[str, str],
+    owners: dict[str, str],
+) -> Entry | Reject:
     if not is_utf8(relative):
         return Reject(row, None, "the file name is not valid UTF-8")
-    if "/" not in relative:
+    folder = relative.split("/")[0] if "/" in relative else owners.get(Path(relative).stem)
+    if folder is None:
         return Reject(row, relative, "the image lies in no class folder")
-    folder = relative.split("/")[0]
-    text = folder.replace("_", " ")
-    return Entry(relative, root / relative, text, {"label": names.index(folder)})
+    return Entry(relative, root / relative, texts[folder], {"label": numbers[folder]})
