@@ -55,6 +55,15 @@ def registers(folder):
     return save(shaken(Dinov2WithRegistersModel(config)), small_bit_processor(), folder)
 
 
+def rad_dino(folder):
+    """microsoft/rad-dino: DINOv2 whose file cuts nothing, with levels of X-rays."""
+    model = Dinov2Model(Dinov2Config(**SIZES, image_size=24, mlp_ratio=2))
+    levels = {"image_mean": [0.5307] * 3, "image_std": [0.2583] * 3}
+    size = {"height": 24, "width": 24}
+    processor = BitImageProcessorPil(size={"shortest_edge": 24}, crop_size=size, **levels)
+    return save(shaken(model), processor, folder)
+
+
 def small_bit_processor():
     size = {"height": 24, "width": 24}
     return BitImageProcessorPil(size={"shortest_edge": 28}, crop_size=size)
@@ -74,6 +83,7 @@ def save(model, processor, folder):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     makers = {"clip": clip, "dinov2": dinov2, "registers": registers, "vit": vit}
+    makers |= {"rad-dino": rad_dino}
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in makers.items()}
 
 
@@ -108,7 +118,7 @@ def expected(name, model, processor, images, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["class", "mean", "both", "projected", "patch"])
-@pytest.mark.parametrize("name", ["clip", "dinov2", "registers", "vit"])
+@pytest.mark.parametrize("name", ["clip", "dinov2", "registers", "vit", "rad-dino"])
 def test_equals_transformers(built, images, name, pooling):
     model, processor, folder = built[name]
     if pooling == "projected" and name != "clip":

@@ -139,7 +139,9 @@ def test_poolings_and_fingerprints(biomedclip, images):
     both = load_encoder(biomedclip, "both")
     parts = [load_encoder(biomedclip, p)(images) for p in ("class", "mean")]
     torch.testing.assert_close(both(images), torch.cat(parts, dim=1))
-    assert load_encoder(f"{biomedclip}@patch", grids=True)(images).shape == (3, 16, WIDTH)
+    patches = load_encoder(f"{biomedclip}@patch", grids=True)
+    assert patches(images).shape == (3, 16, WIDTH)
+    assert_golden(patches.pool(both.preprocess(images)).mean(dim=1), "mean")
     assert load_encoder(biomedclip).pooling == "class"
     states = both.model(pixel_values=both.preprocess(images), output_hidden_states=True)
     assert len(states.hidden_states) == 3
