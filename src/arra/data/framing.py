@@ -147,6 +147,12 @@ def framing_of(size: int, described: Mapping[str, Any]) -> Framing:
     return Framing(size, **described)
 
 
+def not_mirrored(views: str, rows: int, further: int) -> int:
+    """How many of `rows` pictures with `further` views have no mirrored ones."""
+    each = {"flip": 1, "ten-crop": 10}[views]
+    return (rows * each - further) // (1 if views == "flip" else 5)
+
+
 @cache
 def bucket_sizes(size: int, step: int) -> tuple[tuple[int, int], ...]:
     """Widths and heights of about size x size pixels, never more, in multiples of `step`.

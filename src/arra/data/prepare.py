@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from arra.data import engine_local
+from arra.data.framing import not_mirrored
 from arra.data.job import PROGRESS, Job, open_job
+from arra.data.manifest import read_manifest
 from arra.data.plan import Unit
 from arra.data.prepare_config import PrepareConfig
 from arra.files import is_abandoned
@@ -65,10 +67,25 @@ def _complete(job: Job) -> None:
     left = job.left_to_others()
     if not left:
         job.complete()
+        _tell_of_views(job)
         return
     print(
         f"prepare: this machine's shards are finished, {len(left)} of {len(job.units)} are not yet "
         f"there. Whoever is last completes the dataset, or the same command without --shard",
+        file=sys.stderr,
+    )
+
+
+def _tell_of_views(job: Job) -> None:
+    train = read_manifest(job.out).splits.get("train")
+    if job.framing.views == "none" or train is None:
+        return
+    rows = train.rows - train.views
+    print(
+        f"prepare: {train.views} views of {rows} pictures; "
+        f"{not_mirrored(job.framing.views, rows, train.views)} have no mirrored ones, since their "
+        f"captions say left or right. Where sides matter without a word (X-rays, writing), prepare "
+        f"without --views",
         file=sys.stderr,
     )
 

@@ -31,7 +31,7 @@ from arra.data.sources import (
 from arra.files import sha256_of
 
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
-_OPTIONS = {"priors": ("kept", "removed"), "reports": ()}
+_OPTIONS = {"priors": ("kept", "removed"), "reports": (), "prompt": ("view", "none")}
 _NEEDED = {
     "metadata": ("dicom_id", "subject_id", "study_id", "ViewPosition"),
     "split": ("dicom_id", "subject_id", "study_id", "split"),
@@ -79,7 +79,8 @@ def open_mimic(
 
     Args:
         text_column: `text` or `impression` puts the impression into the prompt, `findings` those.
-        options: `priors=removed` takes out comparisons with earlier examinations;
+        options: `priors=removed` takes out comparisons with earlier examinations; `prompt=none`
+            leaves the section as the caption, for a template of one's own;
             `reports=FOLDER` is where `files/p10/…/s50414267.txt` are, if not in the same folder.
 
     Raises:
@@ -100,6 +101,7 @@ def open_mimic(
         raise ValueError(f"{name}: {reports} holds no folder `files`; reports=FOLDER names another")
     part = "impression" if text_column == "text" else text_column
     removed = options.get("priors") == "removed"
+    prompted = options.get("prompt") != "none"
     shas = [sha256_of(path) for path in paths.values()]
     return MimicSource(
         name,
@@ -110,7 +112,8 @@ def open_mimic(
         reports,
         part,
         removed,
-        digest("mimic", shas, chosen, part, removed),
+        prompted,
+        digest("mimic", shas, chosen, part, removed, prompted),
     )
 
 
@@ -184,13 +187,14 @@ class MimicSource:
         reports: Path,
         part: str,
         priors_removed: bool,
+        prompted: bool,
         fingerprint: str,
     ) -> None:
         self.name, self.split, self.splits, self.fingerprint = name, split, splits, fingerprint
         self.columns: dict[str, type] = {"view": str, "patient": str, "study": str}
         self.class_names: tuple[str, ...] = ()
         self._images, self._folder, self._reports = images, folder, reports
-        self._part, self._priors_removed = part, priors_removed
+        self._part, self._priors_removed, self._prompted = part, priors_removed, prompted
 
     def __len__(self) -> int:
         return len(self._images)
@@ -213,7 +217,7 @@ class MimicSource:
             yield Record(
                 image.dicom,
                 self._folder / image.patient_folder / f"s{image.study}" / f"{image.dicom}.jpg",
-                f"{view} x-ray image, {text}",
+                f"{view} x-ray image, {text}" if self._prompted else text,
                 {"view": image.view or None, "patient": image.subject, "study": image.study},
                 row,
             )
