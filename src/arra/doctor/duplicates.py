@@ -224,7 +224,7 @@ def _shared_ids(folder: Path, one: SplitScan, other: SplitScan) -> Shared:
             [Finding("note", what, _where(one, other), len(mine), first(names.values()))],
         )
     what = f"{counted(len(mine), 'row')} in both, by id"
-    shown = first(names.values())
+    shown = _pairs(folder, one, other, mine, theirs)
     return "id", len(mine), [
         Finding("damage", what, _where(one, other), len(mine), shown, ONE_SPLIT)
     ]  # fmt: skip
@@ -286,8 +286,9 @@ def _pairs(
     rows: np.ndarray | Sequence[int],
     others: np.ndarray | Sequence[int],
 ) -> tuple[str, ...]:
-    """The first pairs by id, `a = b`."""
+    """The first pairs by id, `a = b`; one id if both are equal."""
     left = values_of(folder, one.shards, "id", rows[:EXAMPLES])
     right = values_of(folder, other.shards, "id", others[:EXAMPLES])
     pairs = zip(rows[:EXAMPLES], others[:EXAMPLES], strict=True)
-    return first(f"{left[int(a)]} = {right[int(b)]}" for a, b in pairs)
+    names = [(left[int(a)], right[int(b)]) for a, b in pairs]
+    return first(a if a == b else f"{a} = {b}" for a, b in names)
