@@ -268,7 +268,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             source=str(make_pictures(folder / "pictures", 11)),
             image_tokenizer="builtin:scenes",
             encoder=("clip=builtin:scenes-clip",),
-            size=64, batch_size=4, shard_rows=4, val_fraction=0.2, threads=1, workers=1,
+            size=64, batch_size=4, shard_rows=4, val_fraction=0.2, threads=1, workers=0,
             device="cpu", out=folder / "data",
         )
     )  # fmt: skip
