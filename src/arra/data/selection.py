@@ -17,7 +17,7 @@ CAPTION = "text"
 """What templates and conditions call the caption."""
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|==|!=|>|<|\sin\s)\s*(.*\S)\s*", re.DOTALL)
+_CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|==|!=|>|<|\sin\s)\s*([^=\s](?:.*\S)?)\s*", re.DOTALL)
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,

@@ -79,6 +79,23 @@ def test_first_caption_only_and_splits(tmp_path):
         open_source(f"{tmp_path}?captions=some")
 
 
+def test_one_of_several_captions_of_an_image(tmp_path):
+    coco(tmp_path, captions=5)
+    joined = everything(open_source(f"{tmp_path}?captions=join"))
+    assert [r.text for r in joined] == [" ".join(f"c{k} of {i}." for k in range(5)) for i in (0, 1)]
+    assert [r.id for r in joined] == ["0", "10"]
+    drawn = set()
+    for seed in range(12):
+        source = open_source(tmp_path, captions="random", seed=seed)
+        records = everything(source)
+        assert [r.extra["image_id"] for r in records] == [100, 101]
+        for i, record in enumerate(records):
+            assert record.text == f"c{record.extra['caption_index']} of {i}."
+        assert everything(open_source(tmp_path, captions="random", seed=seed)) == records
+        drawn.add(tuple(r.text for r in records))
+    assert len(drawn) > 5
+
+
 def test_years(tmp_path):
     coco(tmp_path)
     coco(tmp_path, year="2014", images=1)

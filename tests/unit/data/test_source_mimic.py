@@ -9,6 +9,7 @@ from PIL import Image
 
 from arra.data.images import load_rgb
 from arra.data.radiology_reports import section, without_priors
+from arra.data.selection import Reading
 from arra.data.sources import Record, Reject, open_source
 
 METADATA = [
@@ -129,6 +130,14 @@ def test_priors_and_reports_elsewhere(tmp_path):
     assert record.text == "AP view chest x-ray image, 1. No pneumonia. 2. Small effusion."
     (reject,) = everything(open_source(tmp_path / "jpg"))
     assert "missing report" in reject.reason
+
+
+def test_a_template_of_ones_own(tmp_path):
+    mimic(tmp_path, [row_of(0), row_of(1, view="")])
+    reading = Reading(caption_template="{text} Seen from {view}.")
+    kept, left = reading.open(f"{tmp_path}?prompt=none", None).read(0, 2)
+    assert kept.text == f"{IMPRESSION} Seen from AP."
+    assert left.reason == "the caption template needs view, which is missing"
 
 
 def test_bad_rows(tmp_path):
