@@ -6,6 +6,7 @@ made here once, so that no two of them can disagree about what was in the pictur
 Legend: N images, H and W pixels, `uint8 NCHW` = channels first, 0..255, RGB.
 """
 
+import errno
 import io
 import struct
 import textwrap
@@ -105,6 +106,10 @@ def _read(path: Path) -> bytes:
         raise BadImage(f"{path} is not a file") from None
     except PermissionError:
         raise BadImage(f"no permission to read {path}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise BadImage(f"the path cannot be followed ({error.strerror})") from None
 
 
 def _phrase(error: BaseException) -> str:
