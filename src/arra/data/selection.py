@@ -148,7 +148,10 @@ def _column(name: str, source: Source, flag: str) -> type:
 
 @dataclass(frozen=True)
 class Condition:
-    """`COLUMN OP VALUE` on one column; a row without a value there does not meet it."""
+    """`COLUMN OP VALUE` on one column; a row without a value there does not meet it.
+
+    Signs of order compare numbers, also where a column has them as text.
+    """
 
     column: str
     sign: str
@@ -169,9 +172,11 @@ class Condition:
             )
         column, sign, value = found[1], found[2].strip(), found[3]
         kind = _column(column, source, f"--where {text!r}")
-        if kind in (str, bool) and sign not in ("==", "!=", "in"):
-            what = "text" if kind is str else "true or false"
-            raise ValueError(f"--where {text!r}: {column} holds {what}: use ==, != or in")
+        if sign not in ("==", "!=", "in"):
+            if kind is bool:
+                raise ValueError(f"--where {text!r}: {column} is true or false: use == or !=")
+            if kind is str:
+                kind = float  # numbers that the source has as text
         wanted: object
         if sign == "in":
             wanted = tuple(_value(each, kind, text) for each in value.split(","))
@@ -183,7 +188,13 @@ class Condition:
         """Why a row with this value is left out, or None."""
         if value is None:
             return f"{self.column} is missing"
-        if _COMPARE[self.sign](value, self.wanted):
+        compared: object = value
+        if isinstance(value, str) and isinstance(self.wanted, float):
+            try:
+                compared = float(value)
+            except ValueError:
+                return f"{self.column} is no number ({value[:60]})"
+        if _COMPARE[self.sign](compared, self.wanted):
             return None
         shown = "the caption" if self.column == CAPTION else f"{self.column} {_shown(value)}"
         return f"{shown} is not {self.words}"
