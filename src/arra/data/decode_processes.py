@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -19,10 +18,10 @@ from pickle import PicklingError
 from queue import SimpleQueue
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from arra.data.decode import Decoded, Decoder
+from arra.data.images import ignore_pillow
 from arra.data.sources import Record, Reject
 
 SECONDS = 120
@@ -206,7 +205,7 @@ def _serve(pipe: Connection, decoders: Mapping[str, Decoder], seconds: int) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the pipe
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even where C code hangs
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    ignore_pillow()
     try:
         while True:
             split, rows = pipe.recv()

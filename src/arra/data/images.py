@@ -10,6 +10,7 @@ import errno
 import io
 import struct
 import textwrap
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,12 @@ def _read(path: Path) -> bytes:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
             raise
         raise BadImage(f"the path cannot be followed ({error.strerror})") from None
+
+
+def ignore_pillow() -> None:
+    """Silences Pillow's warnings: of photographs long before they are too large (MAX_PIXELS), and
+    of damage that either does not matter or ends in a BadImage."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _phrase(error: BaseException) -> str:

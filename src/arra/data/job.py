@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from arra.data.batch_size import choose_batch_size
 from arra.data.decode import Decoder
 from arra.data.encode import Models, manifest_columns, shard_columns
 from arra.data.feature_statistics import feature_infos, grid_infos
 from arra.data.framing import Framing
+from arra.data.images import ignore_pillow
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import Unit, make_plan, read_plan, settle_plan, split_off, units_of
 from arra.data.prepare_config import PrepareConfig, named_encoders, shard_of, split_name
@@ -335,8 +335,7 @@ def settled(threads: int) -> Iterator[None]:
             torch.inference_mode(),
             warnings.catch_warnings(),
         ):
-            # Pillow warns of large photographs long before they are too large (images.MAX_PIXELS).
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            ignore_pillow()
             yield
     finally:
         torch.set_num_threads(before)
