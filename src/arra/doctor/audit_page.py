@@ -26,12 +26,11 @@ _STYLE = """<style>
   padding: .5rem 1rem .5rem 0; position: static; background: none; }
 .checks th { white-space: nowrap; font-weight: 600; }
 .checks .ok { color: var(--third); } .checks .warning { color: var(--plain); }
-.checks .damage { color: var(--paper); background: var(--plain); border-radius: .25rem;
+.checks .damage { color: var(--plain); font-weight: 600; }
+.checks .status.damage { color: var(--paper); background: var(--plain); border-radius: .25rem;
   padding: .1rem .45rem; } .checks .not { color: var(--muted); }
 .checks ul { margin: .35rem 0 0; padding-left: 1.1rem; } .checks li { margin: .2rem 0;
   overflow-wrap: anywhere; } .checks li.note { color: var(--muted); }
-.pair .heads { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; }
-.wide { grid-template-columns: repeat(auto-fill, minmax(min(18.5rem, 100%), 1fr)) !important; }
 </style>"""
 
 

@@ -47,10 +47,14 @@ def sample_cell(shown: Shown) -> Cell:
 
 def pair_cell(one: Shown, other: Shown, cosine: float) -> Cell:
     """Two rows: their originals, or what their codes decode to."""
-    heads = (one.id, other.id)
+    heads = (_named(one), _named(other))
     same = one.caption == other.caption
     caption = one.caption if same else f"{one.caption}  |  {other.caption}"
     return Cell(_best(one), _best(other), heads, f"cosine {cosine:.4f}: {caption}")
+
+
+def _named(shown: Shown) -> str:
+    return f"{shown.id} (decoded)" if shown.original is None and shown.decoded else shown.id
 
 
 def _best(shown: Shown) -> Image.Image | None:

@@ -62,7 +62,7 @@ class AuditConfig:
     Exit code 0: fine, 1: damaged, 2: wrong use. Nothing is written but --out.
     """
 
-    dataset: Annotated[str, tyro.conf.Positional]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """What `arra prepare --out` wrote."""
     out: str | None = None
     """Folder for report.html, audit.json and pictures; default: none are made."""
@@ -70,7 +70,7 @@ class AuditConfig:
     """Print JSON instead of text."""
     strict: bool = False
     """Warnings are errors: exit code 1."""
-    near: float = 0.98
+    near: float = 0.99
     """Centred cosine from which two pictures are near-duplicates."""
     samples: int = 12
     """Rows that are decoded and compared with their originals."""

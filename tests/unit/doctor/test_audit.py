@@ -481,7 +481,7 @@ def test_near_duplicates_by_blocks_and_draws_are_those_of_all_pairs(
     feature = np.stack([r.features["clip"].astype(np.float32) for s in splits.values() for r in s])
     unit = feature / np.linalg.norm(feature, axis=1, keepdims=True)
     upper = np.triu(unit @ unit.T, 1)
-    assert int((upper >= 0.98).sum()) == 11
+    assert int((upper >= 0.99).sum()) == 11
     monkeypatch.setattr(neighbours, "_BLOCK", 7)
     assert near() == exact
     monkeypatch.setattr(neighbours, "EXACT", 40)
