@@ -1,7 +1,8 @@
 """Writing files so that a crash, a kill or a full disk never leaves half of one behind.
 
 Everything is written beside its final name, flushed to the disk and renamed. A reader therefore
-sees either the old content or the new one.
+sees either the old content or the new one. In an object store, which cannot rename, a file is
+written here first and then put there at once; stores show it when it is whole.
 """
 
 import contextlib
@@ -12,11 +13,116 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+# ---- places --------------------------------------------------------------------------------------
+
+
+def place(spec: str | Path) -> Path:
+    """Where a user says that something is: a path, or a URL that fsspec knows (s3://, gs://, ...).
+
+    What a URL becomes is a `upath.UPath`. It is called a Path here, for it has a Path's methods;
+    what takes nothing else, as `os` and `open(path)` do, is for `is_local` places only.
+
+    Raises:
+        ValueError: a URL with a password in it, of an unknown kind, or one whose driver is not
+            installed.
+    """
+    if not isinstance(spec, str):
+        return spec
+    if "://" not in spec:
+        return Path(spec)
+    if spec.startswith("file://"):
+        return Path(spec.removeprefix("file://"))
+    return cast(Path, _remote(spec))
+
+
+def _remote(url: str) -> "UPath":
+    kind = url.split(":")[0]
+    if "@" in url and urlsplit(url).password is not None:
+        raise ValueError(
+            f"a {kind}:// URL holds a password, which would end up in logs: put it where the "
+            f"store's own tools look for it, or into fsspec's configuration (docs/cluster.md)"
+        )
+    try:
+        from upath import UPath
+    except ModuleNotFoundError:
+        raise ValueError(f"{url}: object stores need pip install 'arra[store]'") from None
+    try:
+        # Listings are not kept: other machines write there as well.
+        found = UPath(url, use_listings_cache=False)
+        assert found.fs is not None  # made here, so that a missing driver is told here
+    except ImportError as error:
+        raise ValueError(f"{url}: {_driver(kind, error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{url} cannot be opened ({error})") from None
+    return found
+
+
+def _driver(kind: str, error: ImportError) -> str:
+    """Which package is missing to open a kind of URL."""
+    from fsspec.registry import known_implementations
+
+    module = known_implementations[kind]["class"].split(".")[0]
+    package = error.name if module == "fsspec" else module
+    return f"{kind}:// needs a package that is not installed: pip install {package or error}"
+
+
+def is_local(path: Path) -> bool:
+    """Whether a place is on this machine's file system, rather than in an object store."""
+    return isinstance(path, Path)
+
+
+def reached(path: Path) -> bool:
+    """Whether something is at a place.
+
+    Raises:
+        OSError: the store that the place is in does not answer, or refuses to.
+    """
+    if is_local(path):
+        return path.exists()
+    remote = cast("UPath", path)
+    try:
+        remote.fs.info(remote.path)  # `exists` would say no where a store refuses
+        return True
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # each store's driver has its own
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise OSError(
+            f"{path} cannot be reached ({type(error).__name__}: {reason}): check the name, the "
+            f"network and your credentials"
+        ) from error
+
+
+def readable(path: Path) -> Path | BinaryIO:
+    """What libraries that open paths themselves take: a local one, of other places an open file."""
+    return path if is_local(path) else cast(BinaryIO, path.open("rb"))
+
+
+def sizes_below(folder: Path) -> dict[str, int]:
+    """Bytes of every object below a folder of an object store, by relative name, sorted: one
+    request for a thousand of them. Hidden ones are left out."""
+    assert not is_local(folder)
+    remote = cast("UPath", folder)
+    top, found = remote.path.strip("/"), {}
+    for name, info in remote.fs.find(remote.path, detail=True).items():
+        relative = name.strip("/").removeprefix(top).strip("/")
+        if not any(part.startswith(".") for part in relative.split("/")):
+            found[relative] = info["size"]
+    return dict(sorted(found.items()))
+
+
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def _umask() -> int:
@@ -77,9 +183,13 @@ def atomic_write(path: Path | str, *, only_new: bool = False) -> Iterator[Path]:
     """Yields a temporary path; on success it is synced and renamed to `path`, else removed.
 
     With `only_new` a file that is there already stays, and FileExistsError is raised: of several
-    processes that write at once, exactly one succeeds.
+    processes that write at once, exactly one succeeds (where the store has such a request).
     """
-    path = Path(path)
+    path = place(path)
+    if not is_local(path):
+        with _put(cast("UPath", path), only_new) as temporary:
+            yield temporary
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(path)
     try:
@@ -93,6 +203,24 @@ def atomic_write(path: Path | str, *, only_new: bool = False) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _put(path: "UPath", only_new: bool) -> Iterator[Path]:
+    """Yields a temporary local path; on success its content is put to `path` in one request."""
+    with tempfile.TemporaryDirectory(prefix="arra-") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        options = {"mode": "create"} if only_new else {}
+        try:
+            path.fs.put_file(str(temporary), path.path, **options)
+        except FileNotFoundError:  # a store that has folders
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.fs.put_file(str(temporary), path.path, **options)
+        except NotImplementedError:
+            raise OSError(
+                f"{path} cannot be written to: it is of a kind that is only read"
+            ) from None
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -114,7 +242,7 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
     Files get the permissions that the user's umask gives, also those of libraries that write for
     the owner alone. Raises FileExistsError if `path` exists: a finished result is never replaced.
     """
-    path = Path(path)
+    path = Path(path)  # a run's folder or a model's: on this machine
     if path.exists():
         raise FileExistsError(f"{path} already exists: choose another place or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +273,7 @@ def write_json(path: Path | str, value: Any, *, only_new: bool = False) -> None:
 
 def read_json(path: Path | str) -> Any:
     """Reads JSON; a missing or damaged file is named in the error."""
-    path = Path(path)
+    path = place(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -156,7 +284,7 @@ def read_json(path: Path | str) -> Any:
 
 def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hex."""
-    with open(path, "rb") as handle:
+    with place(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
@@ -175,7 +303,7 @@ def read_sealed(path: Path | str) -> dict[str, Any]:
         FileNotFoundError: it is missing.
         ValueError: a byte of it has changed, be it a space.
     """
-    path = Path(path)
+    path = place(path)
     content = read_json(path)
     if not isinstance(content, dict) or "sha256" not in content:
         raise ValueError(f"{path} has no SHA-256 of its own: it is damaged, or of another version")

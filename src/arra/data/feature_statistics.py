@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from arra.data.grid_column import GridColumn, GridFormat
 from arra.data.manifest import FeatureInfo, GridInfo, ShardInfo
+from arra.data.parquet_files import parquet_file
 from arra.data.shards import read_features
 from arra.encoders import Encoder
 
@@ -122,7 +122,7 @@ def means_over_images(images: Callable[[], Iterable[np.ndarray]]) -> Means:
 def _code_grids(folder: Path, shards: Sequence[ShardInfo]) -> np.ndarray:
     """(N, 2): code rows and columns of each image."""
     sides = ["grid_height", "grid_width"]
-    tables = [pq.ParquetFile(folder / shard.file).read(columns=sides) for shard in shards]
+    tables = [parquet_file(folder / shard.file).read(columns=sides) for shard in shards]
     return np.concatenate([np.stack([t.column(s).to_numpy() for s in sides], 1) for t in tables])
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from arra.files import place
+
 MIN_SIDE = 8
 """Pixels. Shorter images (tracking pixels, icons cut to a line) hold nothing to paint."""
 
@@ -73,7 +75,7 @@ def load_rgb(image: bytes | Path | str | Image.Image) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
-    data = _read(Path(image)) if isinstance(image, str | Path) else image
+    data = image if isinstance(image, bytes) else _read(place(image))
     if len(data) == 0:
         raise BadImage("the image file is empty (0 bytes)")
     medical = data[128:132] == b"DICM"

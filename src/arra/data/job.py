@@ -216,6 +216,8 @@ class Job:
 
 def _anchored(spec: str) -> str:
     """A local path as an absolute one: a manifest may be read from another working folder."""
+    if "://" in spec:
+        return spec
     there = Path(spec).expanduser().exists()
     located, mark, options = (spec, "", "") if there else spec.partition("?")
     path = Path(located).expanduser()

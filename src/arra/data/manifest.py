@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arra.files import read_json, read_sealed, write_sealed
+from arra.files import place, read_json, read_sealed, write_sealed
 
 FORMAT_VERSION = 1
 FILE = "manifest.json"
@@ -158,7 +158,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         FileNotFoundError: the folder is no prepared dataset, or preparing it was not finished.
         ValueError: damaged, or written by another version of the format.
     """
-    path = Path(folder) / FILE
+    path = place(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: {folder} is no prepared dataset, or `arra prepare` did not "

@@ -20,7 +20,7 @@ import transformers
 from arra.data.shards import shard_name
 from arra.data.sources import Rows, Source
 from arra.data.text_column import TEXT_FEATURE
-from arra.files import read_sealed, write_sealed
+from arra.files import reached, read_sealed, write_sealed
 
 FILE = "plan.json"
 PLAN_VERSION = 1
@@ -164,7 +164,7 @@ def settle_plan(
         ValueError: the folder holds something else, or was begun with other settings.
     """
     path = folder / FILE
-    if not path.exists():
+    if not reached(path):
         there = {each.name for each in folder.iterdir()} if folder.exists() else set()
         others = any(not name.endswith(".partial") for name in there)
         if others and not path.exists():  # asked again: another one may have begun meanwhile

@@ -13,8 +13,18 @@ import tyro
 from arra.data.framing import Framing
 from arra.data.selection import Reading
 from arra.encoders.text import TEXT_LENGTH
+from arra.files import place
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+PLACE = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="PATH|URL",
+    instance_from_str=lambda given: place(given[0]),
+    is_instance=lambda value: isinstance(value, Path),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 @dataclass(frozen=True)
@@ -22,13 +32,14 @@ class PrepareConfig:
     """Turns images and captions into a dataset of image codes and encoder features."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """Folder or file of images and captions, recognised by content (WebDataset, COCO, MIMIC-CXR,
-    Parquet, tables, class folders, ...: docs/sources.md), hub id, or builtin:scenes
-    (builtin:scenes:1-4 for up to four shapes)."""
+    """Folder or file of images and captions, here or in an object store (s3://, ...), recognised by
+    content (WebDataset, COCO, MIMIC-CXR, Parquet, tables, class folders, ...: docs/sources.md), hub
+    id, or builtin:scenes (builtin:scenes:1-4 for up to four shapes)."""
     image_tokenizer: str
     """Folder, hub id or builtin:scenes: makes the codes."""
-    out: Path
-    """Folder to write; the same command again resumes or repairs it."""
+    out: Annotated[Path, PLACE]
+    """Folder to write, also of an object store (s3://, gs://, ...); the same command again resumes
+    or repairs it."""
     encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """[NAME=]FOLDER|HUB_ID|builtin:NAME|MODULE:FUNCTION[@class|projected|mean|both|patch]: makes
     the features; may be given several times. NAME is the feature's name (default: the encoder's);

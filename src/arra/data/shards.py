@@ -31,6 +31,7 @@ from arra.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from arra.data.parquet_files import parquet_file
 from arra.data.text_column import (
     GROUP_ROWS,
     TEXT_FEATURE,
@@ -38,7 +39,7 @@ from arra.data.text_column import (
     text_array,
 )
 from arra.data.vector_column import compression_of, vector_array
-from arra.files import atomic_write, sha256_of
+from arra.files import atomic_write, is_local, place, sha256_of
 
 __all__ = [
     "Dataset",
@@ -295,7 +296,7 @@ class Dataset:
         shards = self.manifest.splits[self.split].shards
         values: list[Any] = []
         for shard in shards:
-            file = pq.ParquetFile(self.folder / shard.file)
+            file = parquet_file(self.folder / shard.file)
             if name not in file.schema_arrow.names:
                 there = ", ".join(file.schema_arrow.names)
                 raise ValueError(f"{self.folder} has no column {name!r}; it has {there}")
@@ -356,7 +357,7 @@ def open_dataset(
         FileNotFoundError: no manifest, or a shard is missing.
         ValueError: no such split or feature, or damage; the message names the file and the remedy.
     """
-    folder = Path(folder)
+    folder = place(folder)
     manifest = read_manifest(folder)
     if split not in manifest.splits:
         raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
@@ -385,10 +386,17 @@ def open_dataset(
 def _read_shard(path: Path, shard: ShardInfo, columns: list[str], check: bool) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} is missing: {AGAIN}")
-    if check:
-        _verify(path, shard)
     try:
-        table = pq.ParquetFile(path).read(columns=columns)
+        if not check:
+            file = parquet_file(path)
+        elif is_local(path):
+            _verify(path, shard)
+            file = pq.ParquetFile(path)
+        else:  # fetched once
+            whole = path.read_bytes()
+            _compare(path, hashlib.sha256(whole).hexdigest(), shard)
+            file = pq.ParquetFile(pa.BufferReader(whole))
+        table = file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"shard {path} is damaged ({error}): {AGAIN}") from None
     if table.num_rows != shard.rows:
@@ -401,12 +409,16 @@ def _verify(path: Path, shard: ShardInfo) -> None:
     key = (str(path.resolve()), status.st_size, status.st_mtime_ns, shard.sha256)
     if key in _verified:
         return
-    if sha256_of(path) != shard.sha256:
-        raise ValueError(f"shard {path} is damaged (its SHA-256 is another): {AGAIN}")
+    _compare(path, sha256_of(path), shard)
     _verified.add(key)
+
+
+def _compare(path: Path, sha256: str, shard: ShardInfo) -> None:
+    if sha256 != shard.sha256:
+        raise ValueError(f"shard {path} is damaged (its SHA-256 is another): {AGAIN}")
 
 
 def read_features(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Features name -> (N, D) float16 of one shard, for statistics."""
-    table = pq.ParquetFile(path).read(columns=[FEATURE + name for name in names])
+    table = parquet_file(path).read(columns=[FEATURE + name for name in names])
     return {name: _fixed(table.column(FEATURE + name)) for name in names}

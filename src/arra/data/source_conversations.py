@@ -14,7 +14,7 @@ from typing import Any
 from arra.data.source_options import check_options
 from arra.data.source_tables import Entry, FileSource, bad_path
 from arra.data.sources import Reject, bad_text, digest, is_utf8, pick_split, split_of
-from arra.files import sha256_of
+from arra.files import place, sha256_of
 
 _SYMBOLS = ("<|image|>", "<image>")
 """Where an image stands: as Lumina-mGPT and ARRA write it, and as LLaVA does."""
@@ -30,7 +30,7 @@ def holds_conversations(path: Path) -> bool:
     """Whether a .json or .jsonl file holds conversations, told by its beginning."""
     if path.suffix.lower() not in (".json", ".jsonl"):
         return False
-    with open(path, "rb") as handle:
+    with path.open("rb") as handle:
         start = handle.read(_BEGINNING).removeprefix(b"\xef\xbb\xbf").lstrip()
     first = start[1:] if start[:1] == b"[" else start
     text = first.decode("utf-8", "replace").lstrip()
@@ -63,7 +63,7 @@ def open_conversations(
     check_options(name, options, {"images": ()})
     if (text_column, image_column) != ("text", "image"):
         raise ValueError(f"{name}: conversations have no columns to choose")
-    root = Path(options.get("images", str(path.parent))).expanduser()
+    root = place(options.get("images", path.parent)).expanduser()
     if not root.is_dir():
         raise ValueError(f"{name}: there is no folder {root}")
     only = split_of(path.stem) or "train"

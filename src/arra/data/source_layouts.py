@@ -17,6 +17,7 @@ from arra.data import (
 from arra.data.captions import CaptionColumns
 from arra.data.source_options import check_options
 from arra.data.sources import Source
+from arra.files import reached
 
 
 def open_source_at(
@@ -42,11 +43,11 @@ def open_source_at(
         ValueError: no such option, split or column, or nothing readable.
     """
     source = None
-    if path.exists():
+    if reached(path):
         source = _published(path, split, text, image_column, name, options)
     if source is not None:
         return source
-    if path.exists():
+    if reached(path):
         check_options(name, options, {})
     if path.is_dir():
         if source_parquet.holds_parquet(path):

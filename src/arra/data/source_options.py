@@ -11,14 +11,14 @@ def split_options(spec: str) -> tuple[str, dict[str, str]]:
         ValueError: an option is not NAME=VALUE, or is given twice.
     """
     path, mark, rest = spec.partition("?")
-    if not mark or Path(spec).expanduser().exists():
+    if not mark or ("://" not in spec and Path(spec).expanduser().exists()):
         return spec, {}
     options: dict[str, str] = {}
     for part in rest.split("&"):
         key, equals, value = part.partition("=")
         if not key or not equals or not value or key in options:
             raise ValueError(
-                f"source {spec!r}: write options once each, PATH?NAME=VALUE&NAME=VALUE"
+                f"source {path!r}: write options once each, PATH?NAME=VALUE&NAME=VALUE"
             )
         options[key] = value
     return path, options
@@ -37,6 +37,7 @@ def check_options(
     Raises:
         ValueError: an unknown option or value; the message lists the known ones.
     """
+    name = name.partition("?")[0]  # what a signed URL holds there is not for logs
     for key, value in options.items():
         if key not in known:
             there = ", ".join(known) or "none"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arra.data.captions import CaptionColumns
+from arra.data.parquet_files import parquet_file
 from arra.data.source_tables import bad_path, text_columns
 from arra.data.sources import (
     SPLIT_NAMES,
@@ -27,6 +28,7 @@ from arra.data.sources import (
     scalar,
     split_of,
 )
+from arra.files import is_local
 
 _OPENED_AT_ONCE = 16
 """Footers that are fetched at the same time."""
@@ -103,7 +105,7 @@ class TableSource:
         reason = image if isinstance(image, str) else bad_text(text)
         if reason is not None:
             return Reject(row, id_, reason)
-        assert isinstance(image, bytes | Path)
+        assert not isinstance(image, str)
         assert isinstance(text, str)
         extra: dict[str, Scalar] = {k: scalar(cells[k], kind) for k, kind in self.columns.items()}
         return Record(id_, image, text, extra, row)
@@ -253,8 +255,7 @@ class ParquetSource(TableSource):
         for file, path in zip(self._files, files, strict=True):
             if not file.schema_arrow.equals(schema):
                 raise ValueError(f"{path} has other columns or types than {files[0]}")
-        root = files[0].parent if isinstance(files[0], Path) else None
-        super().__init__(name, split, splits, schema, text, image_column, root)
+        super().__init__(name, split, splits, schema, text, image_column, files[0].parent)
         self._groups: list[tuple[int, int, int, int]] = []  # first row, rows, file, group
         row = 0
         for number, file in enumerate(self._files):
@@ -299,7 +300,7 @@ class ParquetSource(TableSource):
             return self._files[number].read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError) as error:
             path = self._paths[number]
-            if not isinstance(path, Path):
+            if not is_local(path):
                 raise ValueError(
                     f"row group {group} of {path} cannot be read ({error}): the same command again "
                     f"goes on"
@@ -311,9 +312,7 @@ class ParquetSource(TableSource):
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        if isinstance(path, Path):
-            return pq.ParquetFile(path)
-        return pq.ParquetFile(path.open("rb"), pre_buffer=True)
+        return parquet_file(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({error})") from None
 

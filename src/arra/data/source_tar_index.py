@@ -73,7 +73,7 @@ def index_of(path: Path, size: int, changed_ns: int, text_part: str, image_colum
     contents: list[object] = []
     first_with: dict[str, int] = {}
     seen: set[str] = set()
-    with open(path, "rb") as handle:
+    with path.open("rb") as handle:
         for key, members in _samples(path):
             row = len(keys)
             parts, reason = _parts(members)
@@ -148,18 +148,23 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             the first one for the end, which would lose rows without a word.
     """
     try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with (
+            path.open("rb") as handle,
+            tarfile.open(
+                fileobj=handle, mode="r:", encoding="utf-8", errors="surrogateescape"
+            ) as tar,
+        ):
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
                 yield member
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
-        with open(path, "rb") as handle:
+        with path.open("rb") as handle:
             magic = handle.read(4)
         if magic[:2] == b"\x1f\x8b" or magic[:3] == b"BZh" or magic == b"\xfd7zX":
             raise ValueError(f"{path} is compressed: unpack it to a plain .tar first") from None
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
-    with open(path, "rb") as handle:
+    with path.open("rb") as handle:
         handle.seek(end)
         block = handle.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):

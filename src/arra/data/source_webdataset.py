@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from arra.data.captions import CaptionColumns
+from arra.data.parquet_files import parquet_file
 from arra.data.source_tables import cell
 from arra.data.source_tar_index import IMAGE, JSON, TEXT, index_of, json_of, part_of
 from arra.data.sources import (
@@ -150,7 +150,7 @@ class TarSource:
         while row < stop:
             number = bisect_right(self._first, row) - 1
             end = min(stop, self._first[number + 1])
-            with open(self._files[number], "rb") as handle:
+            with self._files[number].open("rb") as handle:
                 for each in range(row, end):
                     yield self._row(handle, number, each)
             row = end
@@ -216,7 +216,7 @@ def _lost(tar: Path, keys: Sequence[str]) -> list[tuple[str, str]]:
         _compare_with_stats(tar, len(keys))
         return []
     try:
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             if not {"key", "status", "error_message"} <= set(file.schema_arrow.names):
                 return []  # a table of somebody else's
             rows = file.read(columns=["key", "status", "error_message"]).to_pylist()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from arra.data.captions import CaptionColumns
 from arra.data.source_options import split_options
+from arra.files import place
 
 Scalar = str | int | float | bool | None
 
@@ -153,7 +154,7 @@ def open_source(
     if name.startswith("builtin:"):
         return ScenesSource(name, split=split, limit=limit, seed=seed)
     located, options = split_options(name)
-    path = Path(located).expanduser()
+    path = place(located).expanduser()
     text = CaptionColumns(text_column, captions, seed)
     source = source_layouts.open_source_at(path, located, split, text, image_column, name, options)
     return source if limit is None else Rows(source, range(min(limit, len(source))))

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arra.data.manifest import AGAIN, ShardInfo
+from arra.data.parquet_files import parquet_file
 
 CACHE_BYTES = 2**30
 """Row groups that one column keeps in memory: small datasets are read once."""
@@ -126,7 +127,7 @@ class VectorColumn:
     def _opened(self, shard: int) -> tuple[pq.ParquetFile, int]:
         """The file, and the rows of each of its groups but the last."""
         try:
-            file = pq.ParquetFile(self._path(shard), memory_map=True)
+            file = parquet_file(self._path(shard), memory_map=True)
             return file, int(file.metadata.row_group(0).num_rows)
         except (pa.ArrowException, OSError, IndexError) as error:
             raise self._damaged(shard, error) from None

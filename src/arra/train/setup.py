@@ -17,7 +17,7 @@ from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_m
 from arra.data.targets import TargetValues
 from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16, pick_device
-from arra.files import read_json, sha256_of, write_json
+from arra.files import place, read_json, sha256_of, write_json
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.adapted import OWN_BASE, Adapter, BaseRecord
 from arra.models.base import Backbone
@@ -77,7 +77,7 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
     device = torch.device(pick_device(config.device))
     if config.dtype == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
         raise ValueError("this CPU has no bfloat16 instructions: use --dtype float32")
-    manifest = read_manifest(Path(config.data_folder))
+    manifest = read_manifest(config.data_folder)
     names, online = target_names(config, list(manifest.aligned()))
     dataset = open_dataset(config.data_folder, "train", features=names)
     spec = config.image_tokenizer or manifest.tokenizer.spec
@@ -295,7 +295,7 @@ def unclaim(folder: Path) -> None:
 
 def manifest_hash(config: TrainConfig) -> str:
     """SHA-256 of the dataset's manifest, which holds those of all its files."""
-    file = Path(config.data_folder) / "manifest.json"
+    file = place(config.data_folder) / "manifest.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"--data {config.data_folder} is no prepared dataset (it has no manifest.json): write "
