@@ -167,6 +167,18 @@ def pictures(folder: Path, count: int = 6) -> Path:
     return folder
 
 
+def test_val_that_was_taken_from_train_is_found_again(tmp_path: Path) -> None:
+    """The scenes have a val of their own, which was not asked for."""
+    options = {"size": 64, "limit": 20, "splits": ("train",), "val_fraction": 0.2}
+    encoders = (f"clip={CLIP}",)
+    asked = PrepareConfig("builtin:scenes", "builtin:scenes", tmp_path, encoders, **options)
+    dataset = open_dataset(prepare(asked), "val")
+    assert len(dataset) == 4
+    token = OnlineTarget(load_encoder(CLIP), Originals(dataset), dataset)
+    stored = torch.from_numpy(dataset.features["clip"]).float()
+    torch.testing.assert_close(token.of(range(4)), stored, rtol=2e-3, atol=2e-3)
+
+
 @pytest.fixture
 def flipped(tmp_path: Path) -> Path:
     source = pictures(tmp_path / "in")

@@ -16,7 +16,7 @@ from arra.data.manifest import Manifest
 from arra.data.plan import read_plan, split_off
 from arra.data.selection import reading_of
 from arra.data.shards import Dataset
-from arra.data.sources import Record, Rows, Source
+from arra.data.sources import FIRST_SPLIT, Record, Rows, Source
 from arra.files import sha256_of
 
 _THREADS = 8
@@ -35,17 +35,13 @@ def source_parts(
         ValueError: the source is gone, or its content is another.
     """
     options, spec = plan["options"], name or str(manifest.source["name"])
-    splits = list(plan["rows"])
     reading = reading_of(manifest.source)
     try:
-        first = reading.open(spec, "train" if "train" in splits else splits[0])
-        if options["val_fraction"] > 0 and "val" in splits and "val" not in first.splits:
-            splits.remove("val")  # taken from train
-        sources = {
-            split: first if split == first.split else reading.open(spec, split) for split in splits
-        }
+        names = options["splits"] or reading.open(spec, FIRST_SPLIT).splits
+        opened = [reading.open(spec, name) for name in names]
     except (ValueError, OSError) as error:
         raise ValueError(f"the source {spec} cannot be opened: {error}") from None
+    sources = {source.split: source for source in opened}
     parts = split_off(sources, options["val_fraction"], options["seed"])
     for split, fingerprint in manifest.source["fingerprints"].items():
         if split not in parts or parts[split].fingerprint != fingerprint:
