@@ -83,13 +83,13 @@ def test_three_kills_and_the_same_bytes(tmp_path, given):
 
 @pytest.mark.long
 def test_twenty_kills_and_the_same_bytes(tmp_path, given):
-    shards = -(-ROWS // SHARD) + 1
     chance = random.Random(0)
-    moments = [("sync", chance.randint(3, 4 * shards)) for _ in range(8)]
-    moments += [("batch", chance.randint(2, ROWS // BATCH)) for _ in range(6)]
-    moments += [("after", chance.uniform(0, 1.5)) for _ in range(6)]
+    flushes = 2 + 4 * (-(-ROWS // SHARD) + 1)  # of the plan, and of each shard and its note
+    moments = [("sync", chance.randint(3, flushes)) for _ in range(9)]
+    moments += [("batch", chance.randint(3, ROWS // BATCH)) for _ in range(6)]
+    moments += [("sync", 1), *(("after", chance.uniform(0, 0.8)) for _ in range(4))]
     kills = [
-        (*moment, "all" if i % 2 else "main", "--workers", str(i % 3))
+        (*moment, "all" if i % 2 else "main", "--workers", "0" if i % 4 else "2")
         for i, moment in enumerate(moments)
     ]
     lines = [line(given, tmp_path / "whole")]

@@ -6,7 +6,7 @@ One import serves all: every run is a fork of this process, made before anything
 
   sync N      in the N-th flush to the disk: a file is written, but not yet renamed
   batch N     after N batches (or rejects)
-  after S     S seconds after the plan was written
+  after S     S seconds after the first shard was finished
   never 0     not at all
 """
 
@@ -37,8 +37,8 @@ def die_at(owner: Any, name: str, calls: int, die: Callable[[], None]) -> None:
     setattr(owner, name, counted)
 
 
-def die_after(seconds: float, plan: Path, die: Callable[[], None]) -> None:
-    while not plan.exists():
+def die_after(seconds: float, notes: Path, die: Callable[[], None]) -> None:
+    while not any(notes.glob("*.json")):
         time.sleep(0.005)
     time.sleep(seconds)
     die()
@@ -61,7 +61,7 @@ def child(point: str, when: str, whom: str, out: Path, command: list[str]) -> in
     elif point == "batch":
         die_at(Meter, "add", int(when), die)
     elif point == "after":
-        arguments = (float(when), out / "plan.json", die)
+        arguments = (float(when), out / ".progress", die)
         threading.Thread(target=die_after, args=arguments, daemon=True).start()
     return main(command)
 
