@@ -74,6 +74,9 @@ def audit(config: AuditConfig) -> tuple[Audit, Seen]:
                     folder, manifest, readable, name, config.near, device, meter.add
                 )
             checks.append(neighbours_check(folder, readable, name, near[name], config.near))
+        if not manifest.features:
+            why = "near-duplicates: no global feature is stored to compare pictures by"
+            checks.append(unchecked("near", why))
         pictures = open_pictures(
             folder, manifest, files.plan, readable, config.source, config.image_tokenizer
         )

@@ -5,9 +5,11 @@ constant, but at least FEWEST, are drawn, the same number of every split as far 
 compared with all rows. Shards are read once, a batch at a time: memory holds the drawn rows and one
 batch.
 
-Legend: N rows of all splits, Q drawn rows, B rows of a batch, D feature width.
+Legend: N rows of all splits, Q drawn rows and q of a block, B rows of a batch, p pairs, D feature
+width.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,8 @@ FEWEST = 1_000
 SHOWN = 24
 """Closest pairs that are kept, within splits and between splits each."""
 
-_BLOCK = 4096
+_BLOCK = 1024
+"""Drawn rows that are compared with a batch at a time."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,10 @@ def near_pairs(
     features, which another check counts, are left out.
     """
     every = list(scans.values())
-    rows = sum(len(scan) for scan in every)
+    starts = np.cumsum([0, *(len(scan) for scan in every)])
     drawn = _drawn([len(scan) for scan in every])
+    rows = _Rows(every, drawn, device)
     mean_D = torch.tensor(manifest.features[name].mean, dtype=torch.float32, device=device)
-    owner_N = torch.from_numpy(_joined(every, "owner").view(np.int64)).to(device)
-    picture_N = torch.from_numpy(
-        np.concatenate([scan.pictures for scan in every]).view(np.int64)
-    ).to(device)
-    split_N = torch.from_numpy(np.repeat(np.arange(len(every)), [len(s) for s in every])).to(device)
-    asks_N = torch.zeros(rows, dtype=torch.bool, device=device)
-    asks_N[torch.from_numpy(drawn).to(device)] = True
-    chosen_Q = torch.from_numpy(drawn).to(device)
 
     def unit(batch_BD: np.ndarray) -> Tensor:
         feature_BD = torch.from_numpy(batch_BD.astype(np.float32)).to(device) - mean_D
@@ -94,79 +90,92 @@ def near_pairs(
     query_QD = torch.cat(
         [
             unit(value_BD[np.isin(np.arange(start, start + len(value_BD)), drawn)])
-            for start, value_BD in _batches(folder, every, name)
+            for _, start, value_BD in _batches(folder, every, name)
         ]
     )
-    found = {kind: _Closest() for kind in ("within", "between")}
-    for start, value_BD in _batches(folder, every, name):
+    found = {kind: _Closest(threshold) for kind in ("between", "within")}
+    # Drawn rows are in order: those of one split follow each other.
+    ends = np.searchsorted(drawn, starts)
+    for split, start, value_BD in _batches(folder, every, name):
         base_BD = unit(value_BD)
-        number_B = torch.arange(start, start + len(base_BD), device=device)
-        for begin in range(0, len(drawn), _BLOCK):
-            query_q = chosen_Q[begin : begin + _BLOCK]
-            if len(drawn) == rows and begin > start + len(base_BD):
-                break  # every pair of these was seen the other way round
-            cosine_qB = query_QD[begin : begin + _BLOCK] @ base_BD.T
-            # Both rows may ask: such a pair counts where the second one is the later.
-            new_qB = ~asks_N[number_B][None] | (number_B[None] > query_q[:, None])
-            new_qB &= owner_N[query_q][:, None] != owner_N[number_B][None]
-            new_qB &= picture_N[query_q][:, None] != picture_N[number_B][None]
-            same_qB = split_N[query_q][:, None] == split_N[number_B][None]
-            for kind, mask_qB in (("within", same_qB), ("between", ~same_qB)):
-                found[kind].add(cosine_qB, new_qB & mask_qB, query_q, number_B, threshold)
+        for asking, (begin, end) in enumerate(itertools.pairwise(ends)):
+            closest = found["within" if asking == split else "between"]
+            for block in range(begin, end, _BLOCK):
+                chosen = slice(block, min(block + _BLOCK, end))
+                if rows.all_ask and drawn[block] >= start + len(base_BD):
+                    break  # every pair of these is seen the other way round
+                cosine_qB = query_QD[chosen] @ base_BD.T
+                q, b = (cosine_qB >= closest.bar).nonzero(as_tuple=True)
+                one_p, other_p = rows.asking_Q[chosen][q], b + start
+                new_p = rows.count(one_p, other_p)
+                closest.add(cosine_qB[q, b][new_p], one_p[new_p], other_p[new_p])
         progress(len(value_BD))
-    starts = np.cumsum([0, *(len(scan) for scan in every)])
 
     def placed(number: int) -> tuple[str, int]:
         split = int(np.searchsorted(starts, number, side="right")) - 1
         return every[split].split, number - int(starts[split])
 
     pairs = [
-        Pair(placed(min(a, b)), placed(max(a, b)), cosine)
-        for kind in ("between", "within")
-        for cosine, a, b in found[kind].best
+        Pair(placed(min(one, other)), placed(max(one, other)), cosine)
+        for closest in found.values()
+        for cosine, one, other in closest.best
     ]
-    within, between = found["within"].count, found["between"].count
-    return Near(len(drawn), rows, within, between, pairs)
+    counts = {kind: closest.count for kind, closest in found.items()}
+    return Near(len(drawn), int(starts[-1]), counts["within"], counts["between"], pairs)
+
+
+class _Rows:
+    """What decides whether a pair of rows counts, on the device."""
+
+    def __init__(self, every: list[SplitScan], drawn: np.ndarray, device: str) -> None:
+        def there(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.view(np.int64)).to(device)
+
+        self.asking_Q = there(drawn)
+        self._owner_N = there(np.concatenate([scan.keys["owner"] for scan in every]))
+        self._picture_N = there(np.concatenate([scan.pictures for scan in every]))
+        self._asks_N = torch.zeros(len(self._owner_N), dtype=torch.bool, device=device)
+        self._asks_N[self.asking_Q] = True
+        self.all_ask = len(drawn) == len(self._owner_N)
+
+    def count(self, one_p: Tensor, other_p: Tensor) -> Tensor:
+        """Which pairs count: of those where both rows ask, the one whose second row is later."""
+        new_p = ~self._asks_N[other_p] | (other_p > one_p)
+        new_p &= self._owner_N[one_p] != self._owner_N[other_p]
+        return new_p & (self._picture_N[one_p] != self._picture_N[other_p])
 
 
 class _Closest:
-    """The closest pairs so far, and how many are at or above the threshold."""
+    """The closest pairs so far, and how many are at or above the threshold.
 
-    def __init__(self) -> None:
+    Attributes:
+        bar: pairs below it need not be added.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold, self.bar = threshold, -2.0
         self.count = 0
         self.best: list[tuple[float, int, int]] = []
 
-    def add(
-        self,
-        cosine_qB: Tensor,
-        mask_qB: Tensor,
-        query_q: Tensor,
-        number_B: Tensor,
-        threshold: float,
-    ) -> None:
-        masked_qB = cosine_qB.masked_fill(~mask_qB, -2.0)
-        self.count += int((masked_qB >= threshold).sum())
-        values, places = masked_qB.flatten().topk(min(SHOWN, masked_qB.numel()))
-        width = masked_qB.shape[1]
-        new = [
-            (float(value), int(query_q[place // width]), int(number_B[place % width]))
-            for value, place in zip(values.cpu(), places.cpu(), strict=True)
-            if value > -2.0
-        ]
+    def add(self, cosine_p: Tensor, one_p: Tensor, other_p: Tensor) -> None:
+        """Pairs p of rows, with their cosines."""
+        self.count += int((cosine_p >= self.threshold).sum())
+        values, places = cosine_p.topk(min(SHOWN, len(cosine_p)))
+        new = zip(values.tolist(), one_p[places].tolist(), other_p[places].tolist(), strict=True)
         self.best = sorted([*self.best, *new], key=lambda pair: (-pair[0], pair[1:]))[:SHOWN]
+        if len(self.best) == SHOWN:
+            self.bar = min(self.threshold, self.best[-1][0])
 
 
-def _joined(every: list[SplitScan], what: str) -> np.ndarray:
-    return np.concatenate([scan.keys[what] for scan in every])
-
-
-def _batches(folder: Path, every: list[SplitScan], name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, (B, D)) of all splits in order."""
+def _batches(
+    folder: Path, every: list[SplitScan], name: str
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(split, first row of all rows, (B, D)), in order."""
     start = 0
-    for scan in every:
+    for split, scan in enumerate(every):
         for shard in scan.shards:
             for batch in batches(folder / shard.file, [FEATURE + name]):
-                yield start, feature_of(batch, name)
+                yield split, start, feature_of(batch, name)
                 start += batch.num_rows
 
 

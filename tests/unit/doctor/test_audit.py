@@ -66,8 +66,10 @@ def make_dataset(folder: Path, splits: dict[str, list[Row]]) -> Path:
         infos[split] = SplitInfo(len(rows), shards)
     (folder / REJECTS).write_text("")
     kept = {s: sum(r.view_of is None for r in rows) for s, rows in splits.items()}
-    options = {"shard_rows": max(len(rows) for rows in splits.values()) // 2, "seed": 0}
-    write_sealed(folder / "plan.json", {"rows": kept, "options": options | {"val_fraction": 0.0}})
+    options = {"shard_rows": max(len(rows) for rows in splits.values()) // 2, "splits": []}
+    write_sealed(
+        folder / "plan.json", {"rows": kept, "options": options | {"seed": 0, "val_fraction": 0.0}}
+    )
     nothing = [0.0] * DIM
     clip = FeatureInfo(DIM, "fp", "clip", "class", nothing, nothing, nothing)
     tokenizer = TokenizerInfo(str(folder / "no-tokenizer"), "fp", CODES, 4)
