@@ -197,8 +197,8 @@ class Loader:
             some = ", ".join(f"{height}x{width}" for height, width in grids[:3])
             raise ValueError(
                 f"the dataset's images have {len(grids)} grids ({some}, ...), but {family} paints "
-                f"one grid: prepare the data with --framing crop or pad, or train a family that "
-                f"writes the size (Lumina-mGPT, Emu3, --model.layout lumina)"
+                f"one grid: prepare the data with --framing crop or pad, or train a family or "
+                f"layout that writes an image's size (docs/sources.md)"
             )
         for grid in grids:
             self.backbone.room(grid)
