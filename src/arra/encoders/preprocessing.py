@@ -92,8 +92,9 @@ def open_preprocessing(
         changed = {"size": {"longest_edge": size}, "pad_size": square}
     opened: Any = PROCESSORS[kind]
     processor = opened.from_pretrained(folder, local_files_only=True, **changed)
-    if whole and processor.do_center_crop:
-        crop = {side: int(processor.crop_size[side]) for side in ("height", "width")}
+    values = processor.to_dict()
+    if whole and values.get("do_center_crop"):
+        crop = {side: int(values["crop_size"][side]) for side in ("height", "width")}
         changed = {"do_resize": True, "size": crop, "do_center_crop": False}
     elif whole and kind == "ConvNextImageProcessor":
         changed = {"crop_pct": 1.0}
