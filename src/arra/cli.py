@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -238,8 +237,9 @@ def _audit(arguments: Sequence[str]) -> None:
 
     config = _parse(AuditConfig, arguments, "arra doctor")
     from arra.doctor.audit import audit, is_dataset
+    from arra.files import place
 
-    if not is_dataset(Path(config.dataset)):
+    if not is_dataset(place(config.dataset)):
         raise WrongUse(
             f"{config.dataset} is no prepared dataset: it has neither manifest.json nor plan.json "
             f"(arra doctor --plan RECIPE plans a run)"
@@ -248,7 +248,7 @@ def _audit(arguments: Sequence[str]) -> None:
     if config.out is not None:
         from arra.doctor.audit_page import write_report
 
-        write_report(Path(config.out), found, seen)
+        write_report(place(config.out), found, seen)
     if config.json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
     else:

@@ -22,6 +22,7 @@ from arra.doctor.samples import Pictures, Shown, chosen_rows, open_pictures, sam
 from arra.doctor.scan import SplitScan, scan
 from arra.doctor.settings import AuditConfig
 from arra.doctor.values import codes_check, features_check, vectors_checks
+from arra.files import place
 
 PAIRS_SHOWN = 8
 """Closest pairs of each feature that become pictures."""
@@ -51,7 +52,7 @@ def audit(config: AuditConfig) -> tuple[Audit, Seen]:
     Args:
         config: what to look at. Pairs become pictures only where `config.out` asks for a report.
     """
-    folder, seen = Path(config.dataset), Seen()
+    folder, seen = place(config.dataset), Seen()
     files = read_files(folder)
     if files.manifest is None:
         why = f"everything else: without {MANIFEST} nothing says what the other files should be"
@@ -63,13 +64,13 @@ def audit(config: AuditConfig) -> tuple[Audit, Seen]:
         check_bytes(files, folder, meter.add)
     scans = _scanned(folder, files, manifest)
     readable = {split: s for split, s in scans.items() if len(s)}
-    views = {split: s.views for split, s in scans.items()}
+    views = {split: _views(manifest, each) for split, each in scans.items()}
     checks = [files.check, rows_check(files, views), *_content(folder, manifest, readable)]
     near: dict[str, Near] = {}
     if readable:
         device = pick_device(config.device)
         for name in manifest.features:
-            with Meter(f"audit, near {name}", rows) as meter:
+            with Meter(f"audit, near {name}", sum(map(len, readable.values()))) as meter:
                 near[name] = near_pairs(
                     folder, manifest, readable, name, config.near, device, meter.add
                 )
@@ -85,6 +86,13 @@ def audit(config: AuditConfig) -> tuple[Audit, Seen]:
             seen.pairs = {name: _pairs(pictures, found) for name, found in near.items()}
         checks.append(samples_check(pictures, seen.samples))
     return Audit(folder, _title(folder, manifest), checks, config.strict), seen
+
+
+def _views(manifest: Manifest, scanned: SplitScan) -> int | None:
+    """How many rows of a split are views; None if damaged shards hide it."""
+    may_have = scanned.views or manifest.framing.get("views", "none") != "none"
+    whole = len(scanned) == manifest.splits[scanned.split].rows
+    return scanned.views if whole or not may_have else None
 
 
 def _scanned(folder: Path, files: Files, manifest: Manifest) -> dict[str, SplitScan]:

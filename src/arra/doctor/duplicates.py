@@ -196,10 +196,12 @@ def leakage_check(folder: Path, manifest: Manifest, scans: Mapping[str, SplitSca
     looked = ["id", "picture", *(n for n in groups if n != "sample"), "sample"]
     if len(scans) < 2:
         return Check("leakage", "there is one split, nothing can leak", [], facts)
-    bad = {f.where for f in findings if f.level == "damage"}
-    summary = f"by {', '.join(looked)}: " + (
-        f"between {'; '.join(sorted(bad))}" if bad else f"none between {len(scans)} splits"
-    )
+    bad = sorted({f.where for f in findings if f.level == "damage"})
+    few = sorted({f.where for f in findings if f.level == "warning"})
+    summary = f"none between {len(scans)} splits"
+    if bad or few:
+        summary = f"between {'; '.join(bad)}" if bad else f"little, between {'; '.join(few)}"
+    summary = f"by {', '.join(looked)}: {summary}"
     return Check("leakage", summary, findings, facts)
 
 

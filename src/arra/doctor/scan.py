@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from arra.data.grid_column import GRID, bad_cells, format_of
 from arra.data.manifest import Manifest, ShardInfo
+from arra.data.parquet_files import parquet_file
 from arra.data.shards import FEATURE, bad_feature
 from arra.data.text_column import TEXT_FEATURE, text_type
 
@@ -144,7 +144,7 @@ def scan(
 
 def batches(path: Path, columns: Sequence[str], rows: int = BATCH) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, some at a time."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         yield from file.iter_batches(batch_size=rows, columns=list(columns))
 
 
@@ -164,7 +164,7 @@ def values_of(
     for shard in shards:
         mine = [row - start for row in wanted if start <= row < start + shard.rows]
         if mine:
-            with pq.ParquetFile(folder / shard.file) as file:
+            with parquet_file(folder / shard.file) as file:
                 values = file.read(columns=[column]).column(column)
             found |= {start + row: values[row].as_py() for row in mine}
         start += shard.rows
@@ -174,7 +174,7 @@ def values_of(
 def _columns(path: Path, manifest: Manifest, shard: ShardInfo) -> list[str]:
     """The columns to read, all of the types that the format says."""
     try:
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UnreadableShard(f"is no readable Parquet file ({error})") from None
@@ -320,7 +320,7 @@ def _packed(path: Path, column: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _grid_sizes(path: Path) -> list[tuple[int, int]]:
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         table = file.read(columns=["grid_height", "grid_width"])
     heights, widths = (table.column(name).to_pylist() for name in table.column_names)
     return list(zip(heights, widths, strict=True))

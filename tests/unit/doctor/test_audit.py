@@ -246,6 +246,16 @@ def test_views_are_no_duplicates_of_their_own_row_but_leak_for_it(tmp_path: Path
     assert any("train/0#flip = test/6" in line for line in said(folder))
 
 
+def test_a_damaged_shard_of_views_is_not_taken_for_missing_rows(tmp_path: Path) -> None:
+    splits = sound()
+    splits["train"] = [each for row in splits["train"] for each in (row, view(row, "flip"))]
+    folder = make_dataset(tmp_path / "d", splits)
+    shard = folder / "train-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[1:])
+    found = {"files": "damage", "rows": "not checked", "content": "not checked"}
+    assert statuses(folder) == found
+
+
 # ---- bytes ---------------------------------------------------------------------------------------
 
 
