@@ -40,6 +40,9 @@ SHOWS_WITHIN = 60.0
 OBJECT_STORE = 2**28
 """Bytes of shared memory for Ray's own objects, which are small here."""
 
+LOCAL = "local"
+"""Ray's name for a cluster of this machine alone, for this process."""
+
 SHARED = "--out must be on a file system that all machines share, or in an object store"
 
 QUIET = {
@@ -75,10 +78,11 @@ class RayEngine:
         self._config = config
 
     def __enter__(self) -> "RayEngine":
-        self._ray = _imported()
+        address = self._config.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
+        self._ray = _imported(address)
         self._ours = not self._ray.is_initialized()
         if self._ours:
-            _start(self._ray, self._config.ray_address)
+            _start(self._ray, address)
         self._context = self._ray.data.DataContext.get_current()
         self._bars = self._context.enable_progress_bars
         self._context.enable_progress_bars = False
@@ -188,9 +192,12 @@ def _reason(error: BaseException) -> str:
     return found[0] if found else (text.strip().splitlines() or [type(error).__name__])[0]
 
 
-def _imported() -> ModuleType:
+def _imported(address: str) -> ModuleType:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    tokens = (os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
+    if address != LOCAL and (any(tokens) or (Path.home() / ".ray" / "auth_token").is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does where it finds one
     try:
         import ray
         import ray.data
@@ -202,12 +209,11 @@ def _imported() -> ModuleType:
     return ray
 
 
-def _start(ray: ModuleType, address: str | None) -> None:
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+def _start(ray: ModuleType, address: str) -> None:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}
-    if address == "local":
+    if address == LOCAL:
         # Reached by nobody else, without a web server, with little memory set aside.
         options = {
             "_node_ip_address": "127.0.0.1",
@@ -218,8 +224,9 @@ def _start(ray: ModuleType, address: str | None) -> None:
         with _hushed():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--ray-address {address}: Ray cannot be joined ({reason})") from None
+        raise ValueError(
+            f"--ray-address {address}: Ray cannot be joined ({_reason(error.__cause__ or error)})"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -242,7 +242,7 @@ def test_a_cluster_joined_by_its_address(tmp_path, undisturbed):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = f"--head --block --port {port} --node-ip-address 127.0.0.1 --num-cpus 2"
+    start = f"--head --block --port {port} --num-cpus 2"
     quiet = "--include-dashboard false --disable-usage-stats"
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *start.split(), *quiet.split()],
