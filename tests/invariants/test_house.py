@@ -184,8 +184,8 @@ def test_no_pickle_and_no_foreign_code() -> None:
             names = (
                 {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
             )
-            if names == {"UnpicklingError"}:
-                continue  # to catch what torch.load raises
+            if names in ({"UnpicklingError"}, {"PicklingError"}):
+                continue  # to catch what torch.load raises, or what cannot go to another process
             if target.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "shelve"):
                 wrong.append(f"{module.where(node)} imports {target}")
     safe = {"trust_remote_code": False, "weights_only": True, "allow_pickle": False}
