@@ -179,6 +179,31 @@ def test_val_that_was_taken_from_train_is_found_again(tmp_path: Path) -> None:
     torch.testing.assert_close(token.of(range(4)), stored, rtol=2e-3, atol=2e-3)
 
 
+def test_the_dtype_of_encoders_is_recorded_and_does_not_mix(tmp_path: Path) -> None:
+    options = {"size": 64, "limit": 6, "splits": ("train",), "val_fraction": 0.0}
+    asked = PrepareConfig(
+        "builtin:scenes",
+        "builtin:scenes",
+        tmp_path / "rounded",
+        (f"clip={CLIP}", f"patches={CLIP}@patch"),
+        encoder_dtype="bfloat16",
+        grid_dtype="int8",
+        **options,
+    )
+    rounded = open_dataset(prepare(asked))
+    infos = rounded.manifest.aligned()
+    assert {info.dtype for info in infos.values()} == {"bfloat16"}
+    with pytest.raises(ValueError, match="--encoder-dtype was bfloat16, now float32"):
+        prepare(replace(asked, encoder_dtype="float32"))
+    exact = prepare(replace(asked, out=tmp_path / "exact", encoder_dtype="float32"))
+    dataset = open_dataset(exact)
+    for name, info in dataset.manifest.aligned().items():
+        assert info.encoder != infos[name].encoder
+    first, second = (d.patch_features["patches"][0] for d in (rounded, dataset))
+    assert not torch.equal(first, second)
+    assert torch.cosine_similarity(first, second).min() > 0.99
+
+
 @pytest.fixture
 def flipped(tmp_path: Path) -> Path:
     source = pictures(tmp_path / "in")
