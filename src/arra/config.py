@@ -104,7 +104,7 @@ class AlignConfig:
     layer: tuple[int, ...] = (1,)
     """Blocks whose output is aligned, counted from 1 (the paper: 1 of 32)."""
     targets: tuple[str, ...] = ()
-    """Names of the dataset's features to align to; none given = all that it has."""
+    """Names of the features, vectors or grids, to align to; none given = all that there are."""
     online: tuple[str, ...] = ()
     """NAME=ENCODER[@POOLING]: features that the dataset does not hold, computed in every step from
     the pictures that it was prepared from (docs/encoders.md). For grids too large to store."""

@@ -61,9 +61,10 @@ class OnlineTarget:
         Raises:
             ValueError: a picture is gone, or the encoder gives NaN or infinity for it.
         """
+        frames = self._originals.frames(rows)  # once for all encoders
         for start in range(0, len(rows), _PASS):
             part = rows[start : start + _PASS]
-            found = self._encoder(self._originals.frames(part))
+            found = self._encoder(frames[start : start + _PASS])
             good_E = torch.isfinite(found).flatten(1).all(dim=1)
             if not good_E.all():
                 id_ = self._dataset.ids[part[int(good_E.int().argmin())]]
