@@ -216,7 +216,8 @@ def neighbours_check(
             remedy = "look at them (--out DIR); what is one picture belongs into one split, once"
             findings.append(Finding("warning", what, kind, count, shown, remedy))
     top = max((pair.cosine for pair in near.pairs), default=0.0)
-    summary = f"{how}: {near.within + near.between:,} near-duplicates, the closest at {top:.4f}"
+    pairs = counted(near.within + near.between, "near-duplicate")
+    summary = f"{how}: {pairs}, the closest at {top:.4f}"
     facts = {
         "rows": near.rows,
         "compared": near.drawn,

@@ -357,6 +357,20 @@ def test_a_damaged_shard_is_named_and_its_content_is_not_judged(
     assert printed.err.splitlines()[-1].startswith(f"arra: {copy}: NOT fine: damage in 1 place")
 
 
+def test_a_dataset_in_an_object_store(prepared: Path) -> None:
+    pytest.importorskip("upath")
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.put(f"{prepared}/", "/audited/", recursive=True)
+    assert not audit(AuditConfig("memory://audited", samples=0, device="cpu"))[0].failed
+    note = f"/audited/{PROGRESS}/train-00000.json"
+    store.pipe(note, store.cat(note)[:-1])
+    found, _ = audit(AuditConfig("memory://audited", samples=0, device="cpu"))
+    damage = [f for c in found.checks for f in c.findings if f.level == "damage"]
+    assert [f.where for f in damage] == [f"{PROGRESS}/train-00000.json"]
+
+
 def test_without_a_manifest_the_rest_is_said_to_be_not_checked(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
