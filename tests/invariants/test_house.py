@@ -376,7 +376,7 @@ def test_docs_use_flags_that_exist() -> None:
     wrong = []
     for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text().replace("\\\n", " ")
-        for verb, rest in re.findall(r"\barra ((?:tokenizer )?[a-z]+)\b([^\n`]*)", text):
+        for verb, rest in re.findall(r"\barra ((?:tokenizer |bench )?[a-z]+)\b([^\n`]*)", text):
             # `doctor --plan RECIPE` takes the recipe's own flags as well.
             commands = {"train": ["train scenes"], "doctor": ["doctor", "train scenes"]}
             for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", rest):
