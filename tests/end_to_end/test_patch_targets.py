@@ -117,6 +117,42 @@ def test_positions_without_a_cell_are_refused(config: TrainConfig) -> None:
     assert not Path(config.out).exists()
 
 
+def test_buckets_of_several_shapes_train_together(tmp_path: Path, config: TrainConfig) -> None:
+    """Wide and tall pictures: half of each is of another colour, and so are the cells there."""
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        size = [(128, 64), (64, 128)][i % 2]
+        picture = Image.new("RGB", size, (250, 240, 20 * i))
+        picture.paste((10, 20, 250), (0, 0, size[0] // 2, size[1]))
+        picture.save(tmp_path / "in" / f"{i}.png")
+        (tmp_path / "in" / f"{i}.txt").write_text(f"halves {i}")
+    asked = PrepareConfig(
+        str(tmp_path / "in"),
+        "builtin:scenes",
+        tmp_path / "data",
+        (f"patches={CLIP}@patch",),
+        size=64,
+        framing="buckets",
+        val_fraction=0.0,
+    )
+    dataset = open_dataset(prepare(asked))
+    assert len({tuple(grid) for grid in dataset.grids.tolist()}) == 2
+    for row, (height, width) in enumerate(dataset.grids.tolist()):
+        cells = dataset.patch_features["patches"][row].view(height, width, -1)
+        cells = torch.nn.functional.normalize(cells - cells.mean((0, 1)), dim=-1).mean(0)
+        left, right = cells[: width // 2 - 1].mean(0), cells[width // 2 + 1 :].mean(0)
+        assert torch.dot(left, right) < -0.3
+    train(
+        replace(
+            config,
+            data_folder=str(tmp_path / "data"),
+            steps=2,
+            model=replace(config.model, layout="lumina"),
+        )
+    )
+    assert 0 < log_of(config.out)[-1]["loss_gva"] < 2
+
+
 # ---- online --------------------------------------------------------------------------------------
 
 
