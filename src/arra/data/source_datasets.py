@@ -16,6 +16,7 @@ from arra.data.captions import CaptionColumns
 from arra.data.source_options import check_options
 from arra.data.source_parquet import ParquetSource, TableSource, values_of_column
 from arra.data.sources import SPLIT_NAMES, Record, Reject, Source, digest, pick_split
+from arra.files import place
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _OPTIONS: dict[str, tuple[str, ...]] = {"streaming": ("yes",), "config": ()}
@@ -96,17 +97,13 @@ def open_streamed(
     Raises:
         ValueError: universal_pathlib is not installed, or there is nothing in Parquet.
     """
-    try:
-        from upath import UPath
-    except ModuleNotFoundError:
-        raise ValueError(f"{name}: to stream it, install 'arra[data,store]'") from None
     if builder.name == "parquet":
         files = builder.config.data_files
     else:
-        copy = UPath(f"hf://datasets/{name}@{CONVERTED}")
+        copy = place(f"hf://datasets/{name}@{CONVERTED}")
         files = _from_hub(name, lambda: _converted(copy, builder.config.name))
     by_split = {
-        SPLIT_NAMES.get(str(key), str(key)): [UPath(str(each)) for each in each_split]
+        SPLIT_NAMES.get(str(key), str(key)): [place(str(each)) for each in each_split]
         for key, each_split in files.items()
     }
     if not by_split:
@@ -115,24 +112,18 @@ def open_streamed(
             f"streaming=yes to fetch it"
         )
     chosen = pick_split(name, tuple(by_split), split)
-    paths = _from_hub(name, lambda: [_local(path) for path in by_split[chosen]])
-    return ParquetSource(name, chosen, tuple(by_split), paths, text, image_column)
+    return ParquetSource(name, chosen, tuple(by_split), by_split[chosen], text, image_column)
 
 
-def _converted(root: Any, config: str) -> dict[str, list[Any]]:
+def _converted(root: Path, config: str) -> dict[str, list[Path]]:
     """Split -> files of the hub's own copy: CONFIG/SPLIT/0000.parquet."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted(root.glob(f"{config}/*/*.parquet"), key=str):
         split = path.parent.name
         if split.startswith("partial-"):
             raise ValueError(f"the hub's copy in Parquet holds only the beginning ({split})")
         found.setdefault(split, []).append(path)
     return found
-
-
-def _local(path: Any) -> Any:
-    """A path of this machine as pathlib's."""
-    return Path(path.path) if path.protocol in ("", "file") else path
 
 
 class DatasetSource(TableSource):
