@@ -94,6 +94,7 @@ class Decoder:
             return row
         try:
             image = load_rgb(row.image)
-            return {_WHOLE: self.framing.frame(image), **self.framing.views_of(image, row.text)}
+            frame = self.framing.frame(image)
+            return {_WHOLE: frame, **self.framing.views_of(image, row.text, frame)}
         except BadImage as error:
             return Reject(row.row, row.id, error.reason)

@@ -114,8 +114,10 @@ class Framing:
             return _filling(image, nearest(image.size, bucket_sizes(self.size, self.bucket_step)))
         return square(image, self.size)
 
-    def views_of(self, image: Image.Image, caption: str) -> dict[str, Image.Image]:
-        """Name -> further frames of an RGB picture.
+    def views_of(
+        self, image: Image.Image, caption: str, frame: Image.Image | None = None
+    ) -> dict[str, Image.Image]:
+        """Name -> further frames of an RGB picture; `frame` is its own, if that is there already.
 
         A caption that says left or right gets no mirrored ones: it would be wrong about them.
         """
@@ -123,7 +125,7 @@ class Framing:
             return {}
         mirrored = not _SIDES.search(caption)
         if self.views == "flip":
-            return {FLIP: ImageOps.mirror(self.frame(image))} if mirrored else {}
+            return {FLIP: ImageOps.mirror(frame or self.frame(image))} if mirrored else {}
         crops = _five_crops(image, self.size)
         flips = {f"{name}-{FLIP}": ImageOps.mirror(crop) for name, crop in crops.items()}
         return crops | (flips if mirrored else {})

@@ -81,11 +81,11 @@ def _tell_of_views(job: Job) -> None:
     if job.framing.views == "none" or train is None:
         return
     rows = train.rows - train.views
+    left = not_mirrored(job.framing.views, rows, train.views)
     print(
-        f"prepare: {train.views} views of {rows} pictures; "
-        f"{not_mirrored(job.framing.views, rows, train.views)} have no mirrored ones, since their "
-        f"captions say left or right. Where sides matter without a word (X-rays, writing), prepare "
-        f"without --views",
+        f"prepare: {train.views} views of {rows} pictures; the captions of {left} say left or "
+        f"right, so these have no mirrored ones. Where sides matter without a word (X-rays, "
+        f"writing), prepare without --views",
         file=sys.stderr,
     )
 
