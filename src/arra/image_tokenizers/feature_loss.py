@@ -1,9 +1,11 @@
 """How different two images look to a frozen encoder: the feature loss of a tokenizer.
 
 As LPIPS (Zhang et al. 2018, arXiv 1801.03924, eq. 1) without its learned weights: token features of
-several layers, each scaled to unit length, compared by squared distance.
+several layers, each scaled to unit length, compared by squared distance. Every family that
+encoders/families.py and open_clip.py know shows its layers, with the width last: (N, L, d), or
+(N, h, w, d) in SAM's, where d may differ between layers.
 
-Legend: N images, H and W pixels, L tokens, d hidden width of the encoder.
+Legend: N images, H and W pixels, L tokens, h and w patches, d hidden width of the encoder.
 """
 
 import torch
@@ -11,14 +13,25 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arra.encoders import load_encoder
+from arra.encoders import load_encoder, own
 
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 """Layers that are compared, as fractions of the encoder's depth."""
 
 
 class FeatureLoss(nn.Module):
-    """Mean squared distance between unit features, summed over width, averaged over layers."""
+    """Mean squared distance between unit features, summed over width, averaged over layers.
+
+    The encoder sees the whole square, resized to its input size, whatever its own preprocessing
+    would cut off.
+
+    Args:
+        spec: a folder, a hub id or `builtin:NAME`, as `load_encoder` takes it.
+        device: where it computes.
+
+    Raises:
+        ValueError: no such encoder, or a user's own function, which shows no layers.
+    """
 
     black_C: Tensor
     white_C: Tensor
@@ -26,6 +39,11 @@ class FeatureLoss(nn.Module):
     def __init__(self, spec: str, device: torch.device) -> None:
         super().__init__()
         encoder = load_encoder(spec, device=device)
+        if encoder.family == own.POOLING:
+            raise ValueError(
+                f"--feature-encoder {spec}: a function's own encoder gives one vector an image, "
+                f"but the feature loss compares layers; name a folder or a hub id instead"
+            )
         self.fingerprint = encoder.fingerprint
         self.model = encoder.model
         # The encoder's own preprocessing is affine in the pixels: two images show which affine map.
@@ -49,9 +67,11 @@ class FeatureLoss(nn.Module):
         share_NCHW = ((x_NCHW + 1) / 2).clamp(0, 1)
         if share_NCHW.shape[2:] != self.side:
             share_NCHW = F.interpolate(share_NCHW, self.side, mode="bicubic", antialias=True)
+            share_NCHW = share_NCHW.clamp(0, 1)  # as bytes are, which bicubic overshoots
         black_C11, white_C11 = self.black_C[:, None, None], self.white_C[:, None, None]
         pixels_NCHW = black_C11 + share_NCHW * (white_C11 - black_C11)
         states = self.model(pixel_values=pixels_NCHW, output_hidden_states=True).hidden_states
         last = len(states) - 1
         layers = sorted({max(1, round(depth * last)) for depth in DEPTHS})
-        return [F.normalize(states[layer].float(), dim=-1) for layer in layers]
+        # as (N, tokens, d), so that a layer counts the same whatever its shape
+        return [F.normalize(states[layer].float().flatten(1, -2), dim=-1) for layer in layers]

@@ -45,7 +45,8 @@ def fit_tokenizer(config: TokenizerConfig, *, stop_after: int | None = None) -> 
         load_folder(out)  # says so if it is damaged
         print(f"{out} is finished already")
         return out
-    run = Run(config)
+    run = Run(config)  # what it refuses must not mark the folder as begun
+    write_json(out / "fit.json", dataclasses.asdict(config))
     if (checkpoint := latest(out)) is not None:
         run.step = restore(checkpoint, run.state)
         print(f"going on from step {run.step} of {config.steps}", flush=True)
@@ -63,7 +64,7 @@ def fit_tokenizer(config: TokenizerConfig, *, stop_after: int | None = None) -> 
 
 
 def _same_fit(out: Path, config: TokenizerConfig) -> None:
-    """Writes fit.json, or refuses a folder that was begun with other flags."""
+    """Refuses a folder that was begun with other flags, or by somebody else."""
     path = out / "fit.json"
     # through JSON, so that tuples compare as lists
     now: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -81,8 +82,6 @@ def _same_fit(out: Path, config: TokenizerConfig) -> None:
             )
     elif (out / "model.safetensors").exists():
         raise ValueError(f"{out} holds a model that was not fitted here: choose another --out")
-    else:
-        write_json(path, now)
 
 
 def _trim_log(out: Path, step: int) -> None:

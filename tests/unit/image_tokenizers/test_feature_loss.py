@@ -1,5 +1,6 @@
 """The feature loss: preprocessing like the encoder's own, gradients into the pixels only."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,16 @@ from arra.encoders import load_encoder
 from arra.image_tokenizers.feature_loss import FeatureLoss
 from arra.image_tokenizers.fit import TokenizerConfig, fit_tokenizer
 from arra.image_tokenizers.vq import to_floats
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
+import test_encoders
+import test_families
+import test_open_clip
+
+FAMILIES = {
+    **{name: getattr(test_encoders, name) for name in ("clip", "dinov2", "registers", "vit")},
+    **test_families.MAKERS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +80,42 @@ def test_a_fit_with_it_logs_it(folder: Path, tmp_path: Path) -> None:
         )
     )
     assert '"feature": 0.' in (out / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "biomedclip", "open_clip"])
+def test_every_family_shows_its_layers(name: str, tmp_path: Path) -> None:
+    if name == "biomedclip":
+        test_open_clip.published(tmp_path, test_open_clip.timm_shapes(), test_open_clip.TIMM)
+    elif name == "open_clip":
+        test_open_clip.published(tmp_path, test_open_clip.own_shapes(), test_open_clip.OWN)
+    else:
+        FAMILIES[name](tmp_path)[0].save_pretrained(tmp_path)
+    loss = FeatureLoss(str(tmp_path), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    x_NCHW = torch.rand(2, 3, 40, 40, generator=generator) * 1.6 - 0.8
+    for layer_NLd in loss._features(x_NCHW):
+        assert layer_NLd.ndim == 3
+        assert torch.allclose(layer_NLd.norm(dim=-1), torch.ones(()), atol=1e-4)
+    y_NCHW = (0.8 * x_NCHW).requires_grad_(True)
+    value = loss(y_NCHW, x_NCHW)
+    value.backward()
+    assert 0 < float(value.detach()) <= 4
+    assert y_NCHW.grad is not None
+    assert float(loss(x_NCHW, x_NCHW)) == 0
+    # every quarter of the picture counts: nothing is cut off or hidden
+    for rows, columns in ((0, 0), (0, 20), (20, 0), (20, 20)):
+        assert y_NCHW.grad[:, :, rows : rows + 20, columns : columns + 20].abs().sum() > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(loss(y_NCHW, x_NCHW).detach()) == pytest.approx(float(value.detach()), rel=0.2)
+
+
+def test_a_function_shows_no_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flat_encoder.py").write_text(
+        "import torch\n"
+        "def encoder():\n"
+        "    mean = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
+        "    return mean, lambda image: torch.full((3, 8, 8), image.getpixel((0, 0))[0] / 255)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="--feature-encoder flat_encoder:encoder: a function's"):
+        FeatureLoss("flat_encoder:encoder", torch.device("cpu"))
