@@ -126,8 +126,9 @@ class RayEngine:
         workers = self._workers(job, len(waiting))
         together = max(1, min(UNITS_TOGETHER, len(waiting) // (4 * workers.number)))
         config = job.config
-        if config.workers == 0:
-            config = replace(config, workers=max(1, int(workers.cpus)))
+        if config.workers == "auto":  # of its own CPUs, not of the machine's
+            few = together * config.shard_rows < engine_local.ROWS_FOR_PROCESSES
+            config = replace(config, workers=0 if few else max(1, int(workers.cpus) - 1))
         counter = self._ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts)
         attempts = counter.remote()
         data = self._ray.data
@@ -214,7 +215,7 @@ def _start(ray: ModuleType, address: str) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}
     if address == LOCAL:
-        # Reached by nobody else, without a web server, with little memory set aside.
+        # Its processes find each other without a network; no web server, little memory set aside.
         options = {
             "_node_ip_address": "127.0.0.1",
             "include_dashboard": False,

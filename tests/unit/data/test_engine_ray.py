@@ -27,7 +27,7 @@ IMAGES, SHARD = 20, 4
 
 def config(out: Path, **changes) -> PrepareConfig:
     options = {"encoder": ("builtin:scenes-clip",), "size": 32, "batch_size": 3, "threads": 1}
-    options |= {"limit": IMAGES, "shard_rows": SHARD, "splits": ("train",), "workers": 1}
+    options |= {"limit": IMAGES, "shard_rows": SHARD, "splits": ("train",), "workers": 0}
     return PrepareConfig(
         source="builtin:scenes",
         image_tokenizer="builtin:scenes",
@@ -176,7 +176,7 @@ def test_a_shard_that_this_machine_does_not_see_is_told(tmp_path, monkeypatch):
 
 def command(out: Path, *more: str) -> list[str]:
     flags = "--encoder builtin:scenes-clip --limit 240 --shard-rows 8 --batch-size 4 --size 128"
-    fixed = "--splits train --threads 1 --workers 1 --val-fraction 0"
+    fixed = "--splits train --threads 1 --workers 0 --val-fraction 0"
     return [
         *(sys.executable, "-m", "arra.cli", "prepare", "builtin:scenes"),
         *("--image-tokenizer", "builtin:scenes", *flags.split(), *fixed.split()),
