@@ -232,10 +232,22 @@ def _doctor(arguments: Sequence[str]) -> None:
         _audit(arguments)
 
 
+def _compare(one: str, other: str, as_json: bool) -> None:
+    from arra.data.compare import compare_datasets
+
+    found = compare_datasets(one, other)
+    print(json.dumps(found.to_json(), indent=1) if as_json else found.told())
+    if not found.agrees:
+        raise ValueError(f"{one} and {other} do not agree")
+
+
 def _audit(arguments: Sequence[str]) -> None:
     from arra.doctor.settings import AuditConfig
 
     config = _parse(AuditConfig, arguments, "arra doctor")
+    if config.against is not None:
+        _compare(config.dataset, config.against, config.json)
+        return
     from arra.doctor.audit import audit, is_dataset
     from arra.files import place
 

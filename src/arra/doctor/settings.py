@@ -64,6 +64,9 @@ class AuditConfig:
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """What `arra prepare --out` wrote."""
+    against: str | None = None
+    """Another prepared dataset of the same source: compares the two instead of looking into one
+    (docs/cluster.md). Exit code 1: rows differ, or features by more than a float16 step."""
     out: str | None = None
     """Folder for report.html, audit.json and pictures; default: none are made."""
     json: bool = False
