@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from red_models import RedEncoder, RedTokenizer, config, make_source
 
+from arra.cli import main
 from arra.data import job as module
 from arra.data.compare import compare_datasets, float16_steps
 from arra.data.prepare import prepare
@@ -94,3 +95,13 @@ def test_a_step_is_the_spacing_of_float16():
     assert steps[0] == steps[2] == 1
     assert steps[1] == 0.5  # the spacing changes at a power of two
     assert steps[3] < 1e-3  # nothing beside the others
+
+
+def test_the_doctor_compares(prepared, capsys):
+    one, other, far = prepared("a"), prepared("b"), prepared("c", noise=4e-3)
+    assert main(["doctor", str(one), "--against", str(other)]) == 0
+    assert capsys.readouterr().out.endswith("the datasets agree\n")
+    assert main(["doctor", str(one), "--against", str(far), "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["agrees"] is False
+    assert said.err == f"arra: {one} and {far} do not agree\n"
