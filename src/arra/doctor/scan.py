@@ -1,9 +1,9 @@
 """One pass over the shards of a dataset: what its checks need of every row, and nothing more.
 
-A row leaves some 100 bytes behind, whatever its codes and features weigh: numbers are summed, and
-ids, codes, features and captions are kept as 64-bit digests, which is enough to find equals (among
-10^7 rows two digests agree by chance once in 400,000 datasets). What a finding shows of a row is
-read again.
+A row leaves two or three hundred bytes behind, whatever its codes and features weigh: numbers are
+summed, and ids, codes, features and captions are kept as 64-bit digests, which is enough to find
+equals (among 10^7 rows two digests agree by chance once in 400,000 datasets). What a finding shows
+of a row is read again.
 
 Legend: N rows, B rows of a batch, D feature width, K codebook size.
 """
