@@ -22,7 +22,8 @@ def last_line(folder: Path) -> dict | None:
 
 
 def main(out: Path) -> None:
-    results = {}
+    curves = read_json(HERE / "results.json").get("curves")  # curve.py writes that part
+    results = {"curves": curves} if curves else {}
     for report_path in sorted(out.glob("measured-*/report.json")):
         name = report_path.parent.name.removeprefix("measured-")
         report = read_json(report_path)

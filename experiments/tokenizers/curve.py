@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from arra.data.images import grid, load_rgb, square, to_pil, to_uint8
@@ -103,7 +104,8 @@ def plot(curves: dict) -> None:
         for name, points in found.items():
             if isinstance(points, list):
                 x = [p["step"] for p in points]
-                axis.plot(x, [p["fd_128"] for p in points], marker="o", ms=3, label=name)
+                label = f"{name} (discriminator in the second half)" if name == "gan" else name
+                axis.plot(x, [p["fd_128"] for p in points], marker="o", ms=3, label=label)
         third = min(PAINTERS[pack]) / 3
         axis.axhline(third, color="black", lw=1, ls="--", label="a third of the better painter")
         axis.axhline(
@@ -112,6 +114,8 @@ def plot(curves: dict) -> None:
         floor = found["fd_128 of the images themselves"]
         axis.axhline(floor, color="grey", lw=1, label="128 of the images themselves")
         axis.set(title=pack, xlabel="steps of 16 images", yscale="log")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(ScalarFormatter())
         axis.set_ylabel("fd@scenes-judge, 128 to all test images")
         axis.legend(fontsize=7, frameon=False)
     figure.tight_layout()

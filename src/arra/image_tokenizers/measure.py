@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from arra.data.images import BadImage, grid, load_rgb, square, to_pil, to_uint8
 from arra.data.sources import Reject, Source, open_source
+from arra.device import pick_device
 from arra.encoders import load_encoder
 from arra.evaluate.features import image_features
 from arra.evaluate.protocol import describe_encoder, distances_at, versions
@@ -63,8 +64,8 @@ class MeasureConfig:
     """Images shown in reconstructions.png, originals above reconstructions."""
     batch_size: int = 32
     """Images that are coded together."""
-    device: str = "cpu"
-    """Where tokenizer and encoder run."""
+    device: str = "auto"
+    """Where tokenizer and encoder run: auto (cuda if there is one), cpu, cuda, cuda:1, …"""
 
     def __post_init__(self) -> None:
         for name in ("limit", "batch_size", "pictures"):
@@ -81,7 +82,8 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
         ValueError: a size the tokenizer cannot take, or an image that cannot be read (leaving it
             out would make the numbers those of another set).
     """
-    tokenizer = load_image_tokenizer(config.tokenizer, device=config.device)
+    device = pick_device(config.device)
+    tokenizer = load_image_tokenizer(config.tokenizer, device=device)
     size = config.size or tokenizer.image_size
     source = open_source(
         config.source,
@@ -90,8 +92,8 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
         image_column=config.image_column,
         limit=config.limit,
     )
-    encoder = load_encoder(config.encoder, device=config.device) if config.encoder else None
-    probed = load_encoder(config.probe, device=config.device) if config.probe else None
+    encoder = load_encoder(config.encoder, device=device) if config.encoder else None
+    probed = load_encoder(config.probe, device=device) if config.probe else None
     parts: dict[str, list[Any]] = {
         name: []
         for name in (
