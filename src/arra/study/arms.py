@@ -60,6 +60,9 @@ class StudyConfig:
     """Held-out split whose captions are painted."""
     prompts: int = 512
     """How many of its captions."""
+    unseen: bool = False
+    """Only captions that no training image has, each once; distances are to images of such
+    captions. Class names and other captions that repeat are never unseen."""
     more_splits: tuple[str, ...] = ()
     """Further splits that are painted, half as many captions each."""
     points: int = 5

@@ -31,7 +31,8 @@ class DemoConfig:
     train_images: int = 16_000
     """Scenes that are drawn for training."""
     prompts: int = 512
-    """Unseen captions that both arms paint; half as many of combinations never trained on."""
+    """Captions that no training image has, which both arms paint; half as many of combinations
+    never trained on."""
     seed: int = 0
     """Of weights and order, the same for both arms."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
@@ -58,6 +59,7 @@ def run_demo(config: DemoConfig) -> Path:
         seeds=(config.seed,),
         split="test",
         prompts=config.prompts,
+        unseen=True,
         guidances=GUIDANCES,
         more_splits=("compositional",),
         threads=config.threads,

@@ -14,7 +14,7 @@ def result_paragraph(results: Mapping[str, Any]) -> str:
     pair = results["pairs"][0]
     group = next(iter(pair["differences"]))
     sentences = [_setting(results, pair)]
-    sentences += _headlines(pair, group)
+    sentences += _headlines(pair, group, results["groups"].get(group, group))
     sentences.append(_tally(results, pair["differences"]))
     sentences.append(_caution(results))
     return " ".join(sentence for sentence in sentences if sentence)
@@ -35,15 +35,15 @@ def last_images_seen(arm: Mapping[str, Any]) -> int:
     return int(arm["log"][-1]["images_seen"]) if arm["log"] else 0
 
 
-def _headlines(pair: Mapping[str, Any], group: str) -> list[str]:
+def _headlines(pair: Mapping[str, Any], group: str, called: str) -> list[str]:
     differences = pair["differences"][group]
     chosen = [name for name in HEADLINES if name in differences]
     if not chosen:
         chosen = list(differences)[:2]
-    return [_headline(metric(name), pair, group) for name in chosen]
+    return [_headline(metric(name), pair, group, called) for name in chosen]
 
 
-def _headline(measure: Metric, pair: Mapping[str, Any], group: str) -> str:
+def _headline(measure: Metric, pair: Mapping[str, Any], group: str, called: str) -> str:
     found = {arm: pair["arms"][arm]["metrics"][group][measure.name] for arm in ("plain", "aligned")}
     plain, aligned = (show(measure, found[arm]["mean"]) for arm in ("plain", "aligned"))
     difference = pair["differences"][group][measure.name]
@@ -51,9 +51,8 @@ def _headline(measure: Metric, pair: Mapping[str, Any], group: str) -> str:
     if verdict(measure, difference) == "unclear":
         change += ", which may be chance"
     if measure.name == "all_right":
-        count = found["plain"]["n"]
         return (
-            f"Asked to paint {count:,} captions that neither had seen, ARRA got all of it right in "
+            f"Asked to paint {called}, ARRA got all of it right in "
             f"{aligned} of its pictures and the plain one in {plain}: {change}."
         )
     if measure.name == "fragments":

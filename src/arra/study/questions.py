@@ -12,12 +12,9 @@ from PIL import Image
 
 from arra.data.framing import framing_of
 from arra.data.images import load_rgb
-from arra.data.loader import PLACEHOLDER
 from arra.data.manifest import Manifest, read_manifest
 from arra.data.selection import reading_of
-from arra.data.shards import open_dataset
 from arra.data.sources import Reject
-from arra.data.views import rows_by_sample
 from arra.encoders import load_encoder
 from arra.evaluate.features import image_features
 from arra.evaluate.images import load_images
@@ -25,6 +22,7 @@ from arra.files import read_json, write_json
 from arra.study.arms import Arm, StudyConfig, checkpoint_steps, step_name
 from arra.study.measuring import Judge, examine, score
 from arra.study.processes import Job, python, run_jobs
+from arra.study.prompts import TRAIN, Prompts, prompts_of
 from arra.study.worker import Losses, Painting, WorkerJob
 
 VALIDATION = "val"
@@ -40,8 +38,9 @@ class Asked:
     data: Path
     manifest: Manifest
     arms: list[Arm]
-    prompts: dict[str, list[str]]  # reported split -> captions; prompt i is painted from seed i
+    prompts: dict[str, Prompts]  # by reported split; prompt i is painted from seed i
     for_guidance: list[str]
+    known: frozenset[str]  # captions of the training split
 
     @staticmethod
     def of(config: StudyConfig, data: Path, arms: list[Arm]) -> "Asked":
@@ -54,19 +53,26 @@ class Asked:
             )
         counts = {config.split: config.prompts}
         counts |= {split: max(2, config.prompts // 2) for split in config.more_splits}
-        captions = {name: captions_of(data, name) for name in {*counts, VALIDATION}}
+        known = frozenset(prompts_of(data, TRAIN).texts)
+        captions = {name: prompts_of(data, name) for name in {*counts, VALIDATION}}
+        if config.unseen:
+            captions = {name: each.without(known).once_each() for name, each in captions.items()}
         reserved = config.guidance_prompts if len(config.guidances) > 1 else 0
-        for_guidance = captions[VALIDATION][-reserved:] if reserved else []
+        for_guidance = captions[VALIDATION].part(-reserved, None).texts if reserved else []
         if VALIDATION in counts and reserved:  # what chooses the guidance is not reported
-            captions[VALIDATION] = captions[VALIDATION][:-reserved]
-        prompts = {name: captions[name][:count] for name, count in counts.items()}
-        for name, chosen in (*prompts.items(), ("for the guidance", for_guidance or ["", ""])):
+            captions[VALIDATION] = captions[VALIDATION].part(None, -reserved)
+        prompts = {name: captions[name].part(0, count) for name, count in counts.items()}
+        for name, chosen in (
+            *((name, each.texts) for name, each in prompts.items()),
+            ("for the guidance", for_guidance or ["", ""]),
+        ):
             if len(chosen) < 2:
+                which = "captions that training does not show" if config.unseen else "captions"
                 raise ValueError(
-                    f"{data} has too few captions ({name}): at least 2 are needed besides "
+                    f"{data} has too few {which} ({name}): at least 2 are needed besides "
                     f"--guidance-prompts {config.guidance_prompts}"
                 )
-        return Asked(config, data, manifest, arms, prompts, for_guidance)
+        return Asked(config, data, manifest, arms, prompts, for_guidance, known)
 
     # ---- guidance -------------------------------------------------------------------------------
 
@@ -123,13 +129,13 @@ class Asked:
         self._run("paint", self.arms, jobs, say)
 
     def point_prompts(self) -> list[str]:
-        return self.prompts[self.config.split][: self.config.point_prompts]
+        return self.prompts[self.config.split].texts[: self.config.point_prompts]
 
     def _final_job(self, arm: Arm) -> WorkerJob:
         cfg, steps = self.guidance(arm.name), checkpoint_steps(self.config, arm.config)
         last = step_name(steps[-1])
         paintings = [
-            Painting(last, chosen, cfg, str(arm.painted / split))
+            Painting(last, chosen.texts, cfg, str(arm.painted / split))
             for split, chosen in self.prompts.items()
         ]
         paintings += [
@@ -181,7 +187,10 @@ class Asked:
         if self.config.judge is None:
             return Judge(scenes, None, np.zeros((0, 0)), self.config.distances)
         encoder = load_encoder(self.config.judge, device=self.config.device_name)
-        images = real_images(self.data, self.manifest, split)
+        real = prompts_of(self.data, split)
+        if self.config.unseen:
+            real = real.without(self.known)
+        images = real_images(self.data, self.manifest, split, real.ids)
         return Judge(scenes, encoder, image_features(images, encoder), self.config.distances)
 
 
@@ -190,21 +199,15 @@ def of_scenes(manifest: Manifest) -> bool:
     return str(manifest.source.get("name", "")).startswith("builtin:scenes")
 
 
-def captions_of(data: Path, split: str) -> list[str]:
-    """The captions of a split's first images, up to where the image stands."""
-    dataset = open_dataset(data, split, features=())
-    samples = rows_by_sample(dataset.samples, dataset.view_of)
-    return [dataset.texts[rows[0]].partition(PLACEHOLDER)[0].strip() for rows in samples]
-
-
-def real_images(data: Path, manifest: Manifest, split: str) -> list[Image.Image]:
-    """The source's own images of a split, framed as they were prepared, at most REAL_IMAGES.
+def real_images(
+    data: Path, manifest: Manifest, split: str, ids: Sequence[str]
+) -> list[Image.Image]:
+    """The source's own images of some rows of a split, framed as they were prepared, at most
+    REAL_IMAGES.
 
     A split that `prepare` took from train is found again by its ids.
     """
-    dataset = open_dataset(data, split, features=())
-    own = [i for i, whole in zip(dataset.ids, dataset.view_of, strict=True) if whole is None]
-    wanted, framing = set(own[:REAL_IMAGES]), framing_of(manifest.size, manifest.framing)
+    wanted, framing = set(ids[:REAL_IMAGES]), framing_of(manifest.size, manifest.framing)
     described, reading = manifest.source, reading_of(manifest.source)
     name = described["name"]
     source = reading.open(name, None)

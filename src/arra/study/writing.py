@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from safetensors import safe_open
 
 from arra.data.images import to_pil
 from arra.data.shards import Dataset, open_dataset
-from arra.data.views import rows_by_sample
 from arra.evaluate.protocol import versions
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
@@ -114,7 +113,7 @@ class Writer:
             "differences": differences,
             "samples": [
                 {"prompt": prompt, **{name: note(main[name].verdicts, i) for name in ARMS}}
-                for i, prompt in enumerate(self.asked.prompts[self.config.split][:SHOWN])
+                for i, prompt in enumerate(self.asked.prompts[self.config.split].texts[:SHOWN])
             ],
         }
 
@@ -158,8 +157,7 @@ class Writer:
         if folder.exists():
             return folder
         dataset = open_dataset(self.asked.data, split, features=())
-        samples = rows_by_sample(dataset.samples, dataset.view_of)
-        chosen = [rows[0] for rows in samples][: len(self.asked.prompts[split])]
+        chosen = self.asked.prompts[split].rows
         spec = self.asked.manifest.tokenizer.spec
         tokenizer = load_image_tokenizer(spec, device=self.config.device_name)
         with atomic_dir(folder) as temporary:
@@ -180,10 +178,17 @@ class Writer:
         groups = {}
         for split, chosen in self.asked.prompts.items():
             what = " with combinations never trained on" if split == "compositional" else ""
-            groups[split] = f"{len(chosen)} unseen captions{what} ({split})"
+            groups[split] = f"{len(chosen)} {self._told(chosen.texts)}{what} ({split})"
         count = min(self.config.validation_images, self.asked.manifest.splits[VALIDATION].rows)
         groups[VALIDATION_LOSS] = f"{count} validation images"
         return groups
+
+    def _told(self, captions: Sequence[str]) -> str:
+        """Whether training has shown the captions, with other pictures."""
+        known = sum(caption in self.asked.known for caption in captions)
+        if known == 0:
+            return "unseen captions"
+        return f"captions, {known / len(captions):.0%} of them also in training,"
 
     def _facts(self, judges: dict[str, Judge]) -> dict[str, str]:
         pair = self.pair(self.config.seeds[0])

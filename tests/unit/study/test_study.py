@@ -19,7 +19,7 @@ from arra.files import read_json
 from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.study import arms, questions
 from arra.study.arms import StudyConfig, checkpoint_steps, make_arms, run_study, train_flags
-from arra.study.questions import captions_of
+from arra.study.prompts import Prompts, prompts_of
 from arra.study.worker import WorkerJob, answer
 
 SETTINGS = (
@@ -108,7 +108,7 @@ def study(config):
 
 def test_report_and_results_are_written(study, config):
     page = study.read_text(encoding="utf-8")
-    for prompt in captions_of(study.parent / "data", "test")[:6]:
+    for prompt in prompts_of(study.parent / "data", "test").texts[:6]:
         assert prompt in page
     assert "From run to run" in page
     assert "never trained on" in page
@@ -230,3 +230,14 @@ def test_in_real_processes_with_a_kill_in_between(study, config, tmp_path):
             )
         )
         assert mine == theirs
+
+
+def test_unseen_captions_are_those_that_no_training_image_has_each_once(study):
+    data = study.parent / "data"
+    train, test = prompts_of(data, "train"), prompts_of(data, "test")
+    shown = {test.texts[0], test.texts[3]}
+    twice = Prompts([*test.texts, *test.texts], [*test.rows, *test.rows], [*test.ids, *test.ids])
+    chosen = twice.without(shown).once_each()
+    assert chosen.texts == list(dict.fromkeys(t for t in test.texts if t not in shown))
+    assert chosen.ids == [test.ids[test.rows.index(row)] for row in chosen.rows]
+    assert not set(test.without(train.texts).texts) & set(train.texts)
