@@ -205,13 +205,13 @@ def neighbours_check(
     findings = []
     for kind, count in (("between splits", near.between), ("within a split", near.within)):
         if count:
-            pairs = [
+            found = [
                 pair
                 for pair in near.pairs
                 if pair.cosine >= threshold
                 and (pair.one[0] != pair.other[0]) == (kind == "between splits")
             ]
-            shown = first(_named(folder, scans, pair) for pair in pairs[:EXAMPLES])
+            shown = first(_named(folder, scans, pair) for pair in found[:EXAMPLES])
             what = f"{counted(count, 'pair')} with a centred cosine of {threshold:g} or more"
             remedy = "look at them (--out DIR); what is one picture belongs into one split, once"
             findings.append(Finding("warning", what, kind, count, shown, remedy))
