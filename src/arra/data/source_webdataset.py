@@ -159,7 +159,7 @@ class TarSource:
         index, position = self._indices[number], row - self._first[number]
         lost = position - len(index.keys)
         key, reason = self._lost[number][lost] if lost >= 0 else (index.keys[position], None)
-        tar = self._files[number].relative_to(self._root).with_suffix("").as_posix()
+        tar = self._files[number].relative_to(self._root).as_posix().rpartition(".")[0]
         id_ = f"{tar}/{key}"
         reason = reason or index.reasons.get(position)
         if reason is not None:
