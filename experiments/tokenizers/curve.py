@@ -5,7 +5,8 @@
 Two distances, both by the bundled judge. `fd_128` is that of experiments/packs: the first 128
 reconstructions to all test images, as painters were measured there with their 128 pictures. `fd`
 is that of `arra tokenizer evaluate`: all reconstructions to all test images. Writes the part
-`curves` of results.json, curves.png and PACK-gan.png beside this file.
+`curves` of results.json, curves.png and PACK-gan.png beside this file. What is in results.json
+already is not measured again: remove `curves` there after another fit.
 """
 
 import sys
@@ -35,33 +36,35 @@ SIZE, PAINTED, SHOWN = 64, 128, 10
 def main(fits: Path, packs: Path) -> None:
     judge = load_encoder("builtin:scenes-judge")
     results = read_json(HERE / "results.json")
+    before = results.get("curves", {})
     results["curves"] = {}
     for pack in PAINTERS:
         runs = sorted(folder for folder in fits.glob(f"{pack}-*") if folder.is_dir())
-        if not runs:
-            continue
         images = test_images(packs / pack)
         real_ND = image_features(images, judge)
+        known = before.get(pack, {})
         curves = {
             "images": len(images),
             "fd_128 of the images themselves": frechet(real_ND, real_ND[:PAINTED]),
-            "before": measure(fits.parent / pack, images, real_ND, judge)[0],
+            "before": known.get("before") or measure(fits.parent / pack, images, real_ND, judge),
         }
-        rows = [images[:SHOWN], measure(fits.parent / pack, images, real_ND, judge)[1]]
+        shown = [fits.parent / pack]
         for run in runs:
             settings = read_json(run / "fit.json")
+            name = run.name.removeprefix(f"{pack}-")
+            done = {point["step"]: point for point in known.get(name, [])}
             points = []
             for snapshot in sorted((run / "snapshots").iterdir()):
-                found, shown = measure(snapshot, images, real_ND, judge)
                 step = int(snapshot.name.removeprefix("step-"))
-                points.append({"step": step, "images_seen": step * settings["batch_size"], **found})
+                seen = {"step": step, "images_seen": step * settings["batch_size"]}
+                found = done.get(step) or measure(snapshot, images, real_ND, judge)
+                points.append(seen | found)
                 print(run.name, points[-1], flush=True)
-            curves[run.name.removeprefix(f"{pack}-")] = points
-            rows.append(shown)
+            curves[name] = points
+            shown.append(run / "snapshots" / f"step-{points[-1]['step']:08d}")
         results["curves"][pack] = curves
-        pictures = [
-            picture.resize((96, 96), Image.Resampling.NEAREST) for row in rows for picture in row
-        ]
+        rows = [images[:SHOWN], *(reconstructed(folder, images[:SHOWN]) for folder in shown)]
+        pictures = [p.resize((96, 96), Image.Resampling.NEAREST) for row in rows for p in row]
         grid(pictures, SHOWN).quantize(128).save(HERE / f"{pack}-gan.png", optimize=True)
     write_json(HERE / "results.json", results)
     plot(results["curves"])
@@ -74,19 +77,16 @@ def test_images(pack: Path) -> list[Image.Image]:
     return [square(load_rgb(row.image), SIZE) for row in rows]
 
 
+def reconstructed(folder: Path, images: list[Image.Image]) -> list[Image.Image]:
+    tokenizer = load_image_tokenizer(folder)
+    parts = [to_uint8(images[start : start + 32]) for start in range(0, len(images), 32)]
+    return [image for part in parts for image in to_pil(tokenizer.decode(tokenizer.encode(part)))]
+
+
 def measure(
     folder: Path, images: list[Image.Image], real_ND: np.ndarray, judge: Encoder
-) -> tuple[dict[str, float], list[Image.Image]]:
-    """Its numbers, and its first reconstructions."""
-    tokenizer = load_image_tokenizer(folder)
-    rebuilt: list[Image.Image] = []
-    sums = {"psnr": 0.0, "ssim": 0.0}
-    for start in range(0, len(images), 32):
-        pixels_NCHW = to_uint8(images[start : start + 32])
-        rebuilt_NCHW = tokenizer.decode(tokenizer.encode(pixels_NCHW))
-        sums["psnr"] += float(psnr(rebuilt_NCHW, pixels_NCHW).sum())
-        sums["ssim"] += float(ssim(rebuilt_NCHW, pixels_NCHW).sum())
-        rebuilt += to_pil(rebuilt_NCHW)
+) -> dict[str, float]:
+    rebuilt = reconstructed(folder, images)
     found_ND = image_features(rebuilt, judge)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # rank deficient: equal numbers are compared
@@ -94,8 +94,12 @@ def measure(
             "fd_128": frechet(real_ND, found_ND[:PAINTED]),
             "fd": frechet(real_ND, found_ND),
         }
-    means = {name: total / len(images) for name, total in sums.items()}
-    return {k: round(v, 4) for k, v in {**distances, **means}.items()}, rebuilt[:SHOWN]
+    pixels_NCHW, rebuilt_NCHW = to_uint8(images), to_uint8(rebuilt)
+    means = {
+        "psnr": float(psnr(rebuilt_NCHW, pixels_NCHW).mean()),
+        "ssim": float(ssim(rebuilt_NCHW, pixels_NCHW).mean()),
+    }
+    return {k: round(v, 4) for k, v in {**distances, **means}.items()}
 
 
 def plot(curves: dict) -> None:
