@@ -175,7 +175,7 @@ def test_a_shard_that_this_machine_does_not_see_is_told(tmp_path, monkeypatch):
 
 
 def command(out: Path, *more: str) -> list[str]:
-    flags = "--encoder builtin:scenes-clip --limit 240 --shard-rows 8 --batch-size 4 --size 128"
+    flags = "--encoder builtin:scenes-clip --limit 96 --shard-rows 4 --batch-size 4 --size 64"
     fixed = "--splits train --threads 1 --workers 0 --val-fraction 0"
     return [
         *(sys.executable, "-m", "arra.cli", "prepare", "builtin:scenes"),
