@@ -27,11 +27,11 @@ class FeatureAgreement:
 
     Attributes:
         equal: fraction of values that are equal to the bit.
-        steps: the largest difference, in steps (`float16_steps`).
+        steps: the largest difference, in steps (`float16_steps`); None if shapes differ.
     """
 
     equal: float
-    steps: float
+    steps: float | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class SplitAgreement:
     @property
     def agrees(self) -> bool:
         """Same rows in the same order, features within STEPS; codes are only reported."""
-        near = all(feature.steps <= STEPS for feature in self.features.values())
+        steps = [feature.steps for feature in self.features.values()]
+        near = all(each is not None and each <= STEPS for each in steps)
         return self.first_difference is None and near
 
 
@@ -97,6 +98,9 @@ class Comparison:
             lines.append(f"{name}: {split.rows[0]} rows in the same order")
             lines.append(f"  codes: {100 * split.codes:.4f} % equal")
             for feature, near in split.features.items():
+                if near.steps is None:
+                    lines.append(f"  {feature}: of other shapes")
+                    continue
                 lines.append(
                     f"  {feature}: {100 * near.equal:.4f} % of values equal, "
                     f"largest difference {near.steps:.2f} float16 steps"
@@ -193,7 +197,7 @@ def _agreement(pairs: Pairs) -> FeatureAgreement:
     equal, values, steps = 0, 0, 0.0
     for one_ND, other_ND in pairs:
         if one_ND.shape != other_ND.shape:
-            return FeatureAgreement(0.0, float("inf"))
+            return FeatureAgreement(0.0, None)
         equal += int((one_ND == other_ND).sum())
         values += one_ND.size
         if one_ND.size:
