@@ -21,10 +21,11 @@ class CodebookAverage:
     Attributes:
         count_K: moving average of how many latents of a batch choose each code.
         sum_KD: moving average of their sum.
+        moves: whether the codes follow; if not, they are only counted.
     """
 
-    def __init__(self, model: VQModel, decay: float) -> None:
-        self.model, self.decay = model, decay
+    def __init__(self, model: VQModel, decay: float, *, moves: bool = True) -> None:
+        self.model, self.decay, self.moves = model, decay, moves
         weight_KD = model.codes.weight
         self.count_K = torch.zeros(len(weight_KD), device=weight_KD.device)
         self.sum_KD = torch.zeros_like(weight_KD)
@@ -41,11 +42,13 @@ class CodebookAverage:
 
     @torch.no_grad()
     def update(self, z_RD: Tensor, codes_R: Tensor) -> None:
-        """Moves the codes towards the latents of one batch."""
+        """Counts who chose what in one batch, and moves the codes towards it if they move."""
         chosen_K = torch.bincount(codes_R, minlength=len(self.count_K)).to(z_RD.dtype)
         sum_KD = torch.zeros_like(self.sum_KD).index_add_(0, codes_R, z_RD)
         self.count_K.lerp_(chosen_K, 1 - self.decay)
         self.sum_KD.lerp_(sum_KD, 1 - self.decay)
+        if not self.moves:
+            return
         used_K1 = (self.count_K > 1e-6)[:, None]
         mean_KD = self.sum_KD / self.count_K.clamp(min=1e-6)[:, None]
         self._set(torch.where(used_K1, mean_KD, self.model.codes.weight))

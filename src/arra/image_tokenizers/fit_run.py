@@ -65,7 +65,7 @@ class Run:
             if config.gan_weight > 0:
                 made = PatchDiscriminator(config.gan_channels, config.gan_layers)
                 self.discriminator = made.train().to(self.device)
-        self.average = CodebookAverage(self.model, config.code_decay)
+        self.average = CodebookAverage(self.model, config.code_decay, moves=config.train_codes)
         if config.init is not None:
             cells = config.batch_size * (config.size // self.model.factor) ** 2
             self.average.start_from_codes(cells)
@@ -142,8 +142,7 @@ class Run:
         with self._autocast():
             trunk_NChw = model.trunk(q_NDHW)
             y_NCHW = model.decoder.paint(trunk_NChw).float()
-        if self.config.train_codes:
-            self.average.update(flat_RD, codes_NHW.flatten())
+        self.average.update(flat_RD, codes_NHW.flatten())
         return Seen(x_NCHW, y_NCHW, z_NDHW, e_NDHW, q_NDHW, trunk_NChw, given), revived
 
     def _backward(self, seen: Seen) -> dict[str, float]:

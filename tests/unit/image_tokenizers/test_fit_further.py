@@ -1,6 +1,7 @@
 """Fitting published tokenizers further, and the recipes that a fit starts from."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,8 @@ def test_kept_codes_stay_while_the_rest_learns(pictures: Path, tmp_path: Path) -
     before, after = load_image_tokenizer(init).state_dict(), load_file(out / "model.safetensors")
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == before.keys() - {"codes.weight"}
+    uses = [json.loads(line)["perplexity"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert uses[-1] < uses[0] <= 24  # the log tells how many codes these pictures use
 
 
 def test_it_goes_back_into_its_published_layout(pictures: Path, tmp_path: Path) -> None:
