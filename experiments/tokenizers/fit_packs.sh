@@ -23,5 +23,8 @@ fit chestxray-gan chestxray --codebook-size 512 --steps 3400 --snapshot-every 42
 # The bundled encoder of drawn scenes is not one of the domain: what such a feature loss does.
 fit emoji-features emoji --codebook-size 1024 --steps 2700 --snapshot-every 675 \
     --feature-encoder builtin:scenes-clip --feature-weight 0.5
+arra tokenizer train "$packs/emoji" --init $out/emoji-pixels --lr 5e-4 --steps 1400 --flip \
+    --snapshot-every 350 --dtype bfloat16 --ema-decay 0.999 --log-every 100 --device cpu \
+    --out $out/emoji-further $gan --gan-from 0
 
 python experiments/tokenizers/curve.py $out "$packs"
