@@ -6,7 +6,6 @@ is written in a note of its own, `.progress/SPLIT-NUMBER.json`; the notes togeth
 """
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from arra.data.images import ignore_pillow
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import Unit, make_plan, read_plan, settle_plan, split_off, units_of
 from arra.data.prepare_config import PrepareConfig, named_encoders, shard_of, split_name
+from arra.data.rejects import REJECTS, write_rejects
 from arra.data.selection import describe
 from arra.data.shards import (
     Manifest,
@@ -41,10 +41,9 @@ from arra.data.text_column import TEXT_FEATURE
 from arra.device import pick_device
 from arra.encoders import Encoder, load_encoder
 from arra.encoders.text import TextEncoder, load_text_encoder
-from arra.files import atomic_write, read_sealed, sha256_of, write_sealed
+from arra.files import read_sealed, sha256_of, write_sealed
 from arra.image_tokenizers.interface import ImageTokenizer
 
-REJECTS = "rejects.jsonl"
 PROGRESS = ".progress"
 """Folder with one small JSON file per finished shard: what makes `prepare` resumable."""
 
@@ -169,7 +168,7 @@ class Job:
             if shards:
                 splits[split] = SplitInfo(sum(shard.rows for shard in shards), shards)
         rejects = [reject for note in notes.values() for reject in note["rejects"]]
-        _write_rejects(out / REJECTS, rejects)
+        write_rejects(out / REJECTS, rejects)
         first = "train" if "train" in self.parts else next(iter(self.parts))
         if first not in splits:
             raise ValueError(
@@ -224,12 +223,6 @@ def _anchored(spec: str) -> str:
     if spec.startswith("builtin:") or not path.exists():
         return spec
     return f"{path.resolve()}{mark}{options}"
-
-
-def _write_rejects(path: Path, rejects: list[dict[str, Any]]) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        for reject in rejects:
-            handle.write(json.dumps(reject, ensure_ascii=False) + "\n")
 
 
 # ---- opening -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from arra.data.job import PROGRESS, Job, open_job
 from arra.data.manifest import read_manifest
 from arra.data.plan import Unit
 from arra.data.prepare_config import PrepareConfig
+from arra.data.rejects import REJECTS, told
 from arra.files import is_abandoned
 from arra.image_tokenizers.interface import ImageTokenizer
 
@@ -68,6 +69,8 @@ def _complete(job: Job) -> None:
     if not left:
         job.complete()
         _tell_of_views(job)
+        for line in told(job.out / REJECTS):
+            print(f"prepare: {line}", file=sys.stderr)
         return
     print(
         f"prepare: this machine's shards are finished, {len(left)} of {len(job.units)} are not yet "

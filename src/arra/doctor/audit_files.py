@@ -5,17 +5,17 @@ plan.json and the notes in .progress by the SHA-256 of their own content, byte f
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arra.data.job import PROGRESS, REJECTS
+from arra.data.job import PROGRESS
 from arra.data.manifest import AGAIN, Manifest, ShardInfo, read_manifest
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.plan import FILE as PLAN
+from arra.data.rejects import REJECTS, by_reason, kind_of
 from arra.doctor.findings import Check, Finding, Level, counted, first
 from arra.files import read_sealed, sha256_of
 
@@ -215,7 +215,7 @@ def rows_check(files: Files, views: Mapping[str, int | None]) -> Check:
         why = f"the rows that were left out: {REJECTS} is not readable"
         return Check("rows", summary, [Finding("not checked", why, "rows")], facts)
     left = Counter(reject["split"] for reject in files.rejects)
-    reasons = Counter(kind_of(str(reject["reason"])) for reject in files.rejects)
+    reasons = by_reason(files.rejects)
     facts |= {"rejects": dict(left), "reasons": dict(reasons.most_common())}
     for reason, number in reasons.most_common():
         rows = [f"{r['split']} row {r['row']}" for r in files.rejects
@@ -252,20 +252,3 @@ def rows_check(files: Files, views: Mapping[str, int | None]) -> Check:
     if any(finding.level != "note" for finding in findings):
         summary = f"{total:,} in, {kept:,} out{extra}, {sum(left.values()):,} left out"
     return Check("rows", summary, findings, facts)
-
-
-_KINDS = (
-    (
-        re.compile(r"(/|\b[A-Za-z]:\\)\S*[\w.]|\S+/\S+|\S+\.(jpe?g|png|webp|gif|bmp|tiff?|dcm)\b"),
-        "…",
-    ),
-    (re.compile(r"'[^']*'|\"[^\"]*\""), "…"),
-    (re.compile(r"\d[\d,.]*"), "N"),
-)
-
-
-def kind_of(reason: str) -> str:
-    """A reason without paths, quoted names and numbers, so that equal ones can be counted."""
-    for pattern, instead in _KINDS:
-        reason = pattern.sub(instead, reason)
-    return " ".join(reason.split())

@@ -26,7 +26,8 @@ def walked(cells, step):
     while columns > 0:
         if max(columns, rows) <= 4 * min(columns, rows):
             found.append((columns * step, rows * step))
-        columns, rows = (columns, rows + 1) if (rows + 1) * columns <= cells else (columns - 1, rows)
+        fits = (rows + 1) * columns <= cells
+        columns, rows = (columns, rows + 1) if fits else (columns - 1, rows)
     return found
 
 
