@@ -305,7 +305,17 @@ def test_plain_lines_elsewhere_than_on_a_terminal(tmp_path, encoder, capsys, mon
     assert captured.out == ""
     *lines, left_out, reason = captured.err.splitlines()
     assert left_out.startswith("prepare: 1 row was left out")
-    assert reason.split() == ["prepare:", "1", "the", "image", "file", "is", "empty", "(N", "bytes)"]
+    assert reason.split() == [
+        "prepare:",
+        "1",
+        "the",
+        "image",
+        "file",
+        "is",
+        "empty",
+        "(N",
+        "bytes)",
+    ]
     assert all(line.startswith("prepare: ") for line in lines)
     assert any("about" in line and "left" in line for line in lines)
     assert lines[-1].startswith("prepare: 34/34 images")
