@@ -60,9 +60,9 @@ class StudyConfig:
     """Held-out split whose captions are painted."""
     prompts: int = 512
     """How many of its captions."""
-    unseen: bool = False
-    """Only captions that no training image has, each once; distances are to images of such
-    captions. Class names and other captions that repeat are never unseen."""
+    unseen: int = 0
+    """Besides, so many of its captions that no training image has, each once: a group of their own.
+    Class names and other captions that repeat are never unseen."""
     more_splits: tuple[str, ...] = ()
     """Further splits that are painted, half as many captions each."""
     points: int = 5
@@ -96,6 +96,7 @@ class StudyConfig:
             flag = name.replace("_", "-")
             _require(getattr(self, name) >= 1, f"--{flag} must be at least 1")
         _require(self.prompts >= 2, "--prompts must be at least 2")
+        _require(self.unseen >= 0, "--unseen must not be negative")
         _require(self.point_prompts >= 2, "--point-prompts must be at least 2")
         _require(self.guidance_prompts >= 2, "--guidance-prompts must be at least 2")
         _require(self.validation_images >= 1, "--validation-images must be at least 1")

@@ -31,8 +31,8 @@ class DemoConfig:
     train_images: int = 16_000
     """Scenes that are drawn for training."""
     prompts: int = 512
-    """Captions that no training image has, which both arms paint; half as many of combinations
-    never trained on."""
+    """Test captions that both arms paint; half as many that no training image has, and half as many
+    of combinations never trained on."""
     seed: int = 0
     """Of weights and order, the same for both arms."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
@@ -59,7 +59,7 @@ def run_demo(config: DemoConfig) -> Path:
         seeds=(config.seed,),
         split="test",
         prompts=config.prompts,
-        unseen=True,
+        unseen=config.prompts // 2,
         guidances=GUIDANCES,
         more_splits=("compositional",),
         threads=config.threads,

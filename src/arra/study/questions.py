@@ -26,6 +26,7 @@ from arra.study.prompts import TRAIN, Prompts, prompts_of
 from arra.study.worker import Losses, Painting, WorkerJob
 
 VALIDATION = "val"
+UNSEEN = "unseen"  # the group of captions that no training image has
 REAL_IMAGES = 2048  # at most so many real images are on the other side of a distance
 READ_AT_ONCE = 256
 
@@ -38,7 +39,7 @@ class Asked:
     data: Path
     manifest: Manifest
     arms: list[Arm]
-    prompts: dict[str, Prompts]  # by reported split; prompt i is painted from seed i
+    prompts: dict[str, Prompts]  # by reported group; prompt i is painted from seed i
     for_guidance: list[str]
     known: frozenset[str]  # captions of the training split
 
@@ -55,21 +56,21 @@ class Asked:
         counts |= {split: max(2, config.prompts // 2) for split in config.more_splits}
         known = frozenset(prompts_of(data, TRAIN).texts)
         captions = {name: prompts_of(data, name) for name in {*counts, VALIDATION}}
-        if config.unseen:
-            captions = {name: each.without(known).once_each() for name, each in captions.items()}
         reserved = config.guidance_prompts if len(config.guidances) > 1 else 0
         for_guidance = captions[VALIDATION].part(-reserved, None).texts if reserved else []
         if VALIDATION in counts and reserved:  # what chooses the guidance is not reported
             captions[VALIDATION] = captions[VALIDATION].part(None, -reserved)
         prompts = {name: captions[name].part(0, count) for name, count in counts.items()}
+        if config.unseen:
+            unseen = captions[config.split].without(known).once_each()
+            prompts[UNSEEN] = unseen.part(0, config.unseen)
         for name, chosen in (
             *((name, each.texts) for name, each in prompts.items()),
             ("for the guidance", for_guidance or ["", ""]),
         ):
             if len(chosen) < 2:
-                which = "captions that training does not show" if config.unseen else "captions"
                 raise ValueError(
-                    f"{data} has too few {which} ({name}): at least 2 are needed besides "
+                    f"{data} has too few captions ({name}): at least 2 are needed besides "
                     f"--guidance-prompts {config.guidance_prompts}"
                 )
         return Asked(config, data, manifest, arms, prompts, for_guidance, known)
@@ -135,8 +136,8 @@ class Asked:
         cfg, steps = self.guidance(arm.name), checkpoint_steps(self.config, arm.config)
         last = step_name(steps[-1])
         paintings = [
-            Painting(last, chosen.texts, cfg, str(arm.painted / split))
-            for split, chosen in self.prompts.items()
+            Painting(last, chosen.texts, cfg, str(arm.painted / group))
+            for group, chosen in self.prompts.items()
         ]
         paintings += [
             Painting(step_name(s), self.point_prompts(), cfg, str(arm.painted / step_name(s)))
@@ -181,14 +182,24 @@ class Asked:
 
     # ---- the judge ------------------------------------------------------------------------------
 
-    def judge(self, split: str) -> Judge:
-        """What pictures are held against: the scene reader, and real images of `split`."""
+    def split_of(self, group: str) -> str:
+        """The dataset's split that a group's captions are of."""
+        return self.config.split if group == UNSEEN else group
+
+    def share_known(self, group: str) -> float:
+        """How many of a group's captions training images have too, from 0 to 1."""
+        texts = self.prompts[group].texts
+        return sum(text in self.known for text in texts) / len(texts)
+
+    def judge(self, group: str) -> Judge:
+        """What pictures are held against: the scene reader, and real images of the group."""
         scenes = of_scenes(self.manifest)
         if self.config.judge is None:
             return Judge(scenes, None, np.zeros((0, 0)), self.config.distances)
         encoder = load_encoder(self.config.judge, device=self.config.device_name)
+        split = self.split_of(group)
         real = prompts_of(self.data, split)
-        if self.config.unseen:
+        if group == UNSEEN:
             real = real.without(self.known)
         images = real_images(self.data, self.manifest, split, real.ids)
         return Judge(scenes, encoder, image_features(images, encoder), self.config.distances)

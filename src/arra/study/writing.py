@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class Writer:
         folder = self.out / "painted" / f"real-{split}"
         if folder.exists():
             return folder
-        dataset = open_dataset(self.asked.data, split, features=())
+        dataset = open_dataset(self.asked.data, self.asked.split_of(split), features=())
         chosen = self.asked.prompts[split].rows
         spec = self.asked.manifest.tokenizer.spec
         tokenizer = load_image_tokenizer(spec, device=self.config.device_name)
@@ -176,19 +176,15 @@ class Writer:
     def _groups(self) -> dict[str, str]:
         """How each group of measures is called."""
         groups = {}
-        for split, chosen in self.asked.prompts.items():
-            what = " with combinations never trained on" if split == "compositional" else ""
-            groups[split] = f"{len(chosen)} {self._told(chosen.texts)}{what} ({split})"
+        for group, chosen in self.asked.prompts.items():
+            what = " with combinations never trained on" if group == "compositional" else ""
+            split, known = self.asked.split_of(group), self.asked.share_known(group)
+            kind = "captions" if known else "unseen captions"
+            note = f"; {known:.0%} of them also in training" if known else ""
+            groups[group] = f"{len(chosen)} {kind}{what} ({split}{note})"
         count = min(self.config.validation_images, self.asked.manifest.splits[VALIDATION].rows)
         groups[VALIDATION_LOSS] = f"{count} validation images"
         return groups
-
-    def _told(self, captions: Sequence[str]) -> str:
-        """Whether training has shown the captions, with other pictures."""
-        known = sum(caption in self.asked.known for caption in captions)
-        if known == 0:
-            return "unseen captions"
-        return f"captions, {known / len(captions):.0%} of them also in training,"
 
     def _facts(self, judges: dict[str, Judge]) -> dict[str, str]:
         pair = self.pair(self.config.seeds[0])

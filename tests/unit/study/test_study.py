@@ -81,6 +81,7 @@ def config(parts, tmp_path_factory):
         judge=str(parts / "vit"),
         seeds=(0, 1),
         prompts=6,
+        unseen=3,
         more_splits=("compositional",),
         points=2,
         point_prompts=2,
@@ -115,7 +116,9 @@ def test_report_and_results_are_written(study, config):
     results = read_json(study.parent / "results.json")
     assert [pair["seed"] for pair in results["pairs"]] == [0, 1]
     pair = results["pairs"][0]
-    assert set(pair["differences"]) == {"test", "compositional", "val loss"}
+    assert set(pair["differences"]) == {"test", "unseen", "compositional", "val loss"}
+    assert pair["differences"]["unseen"]["all_right"]["n"] == 3
+    assert results["groups"]["unseen"] == "3 unseen captions (test)"
     for name in ("all_right", "colour", "fragments", "fd@vit", "kid@vit"):
         assert name in pair["differences"]["test"]
         assert name in results["ceiling"]["test"]
