@@ -222,7 +222,12 @@ def _doctor(arguments: Sequence[str]) -> None:
     planned = any(a.split("=")[0] == "--plan" for a in arguments)
     if planned:
         _plan_a_run(arguments)
-    elif not arguments or arguments[0] in ("-h", "--help"):
+    elif not arguments:
+        raise WrongUse(
+            "arra doctor DATASET says whether a prepared dataset is whole and sound, arra doctor "
+            "--plan RECIPE what a run would need"
+        )
+    elif arguments[0] in ("-h", "--help"):
         print("usage: arra doctor DATASET [...]           is a prepared dataset whole and sound?")
         print("       arra doctor --plan RECIPE [...]     what would a run need?\n")
         with contextlib.suppress(SystemExit):

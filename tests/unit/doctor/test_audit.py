@@ -499,7 +499,10 @@ def test_near_duplicates_by_blocks_and_draws_are_those_of_all_pairs(
 
     def near() -> dict[str, object]:
         found, _ = audit(AuditConfig(str(folder), samples=0, device="cpu"))
-        return next(c.facts for c in found.checks if c.name == "near clip")
+        facts = next(c.facts for c in found.checks if c.name == "near clip")
+        # Products of other shapes differ in their last bit.
+        pairs = [{**pair, "cosine": round(pair["cosine"], 5)} for pair in facts["pairs"]]
+        return {**facts, "pairs": pairs}
 
     exact = near()
     assert (exact["within"], exact["between"]) == (10, 1)
