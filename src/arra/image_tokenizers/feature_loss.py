@@ -9,11 +9,11 @@ Legend: N images, H and W pixels, L tokens, h and w patches, d hidden width of t
 """
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arra.encoders import load_encoder, own
+from arra.image_tokenizers.encoder_input import EncoderInput
 
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 """Layers that are compared, as fractions of the encoder's depth."""
@@ -33,9 +33,6 @@ class FeatureLoss(nn.Module):
         ValueError: no such encoder, or a user's own function, which shows no layers.
     """
 
-    black_C: Tensor
-    white_C: Tensor
-
     def __init__(self, spec: str, device: torch.device) -> None:
         super().__init__()
         encoder = load_encoder(spec, device=device)
@@ -46,11 +43,7 @@ class FeatureLoss(nn.Module):
             )
         self.fingerprint = encoder.fingerprint
         self.model = encoder.model
-        # The encoder's own preprocessing is affine in the pixels: two images show which affine map.
-        corners = encoder.preprocess([Image.new("RGB", (64, 64), c) for c in ("black", "white")])
-        self.side = (corners.shape[2], corners.shape[3])
-        self.register_buffer("black_C", corners[0, :, 0, 0])
-        self.register_buffer("white_C", corners[1, :, 0, 0])
+        self.pixels = EncoderInput(encoder)
 
     def forward(self, x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
         """The loss between two batches of floats -1..1; gradients flow into the first."""
@@ -64,13 +57,8 @@ class FeatureLoss(nn.Module):
         return torch.stack(losses).mean()
 
     def _features(self, x_NCHW: Tensor) -> list[Tensor]:
-        share_NCHW = ((x_NCHW + 1) / 2).clamp(0, 1)
-        if share_NCHW.shape[2:] != self.side:
-            share_NCHW = F.interpolate(share_NCHW, self.side, mode="bicubic", antialias=True)
-            share_NCHW = share_NCHW.clamp(0, 1)  # as bytes are, which bicubic overshoots
-        black_C11, white_C11 = self.black_C[:, None, None], self.white_C[:, None, None]
-        pixels_NCHW = black_C11 + share_NCHW * (white_C11 - black_C11)
-        states = self.model(pixel_values=pixels_NCHW, output_hidden_states=True).hidden_states
+        output = self.model(pixel_values=self.pixels(x_NCHW), output_hidden_states=True)
+        states = output.hidden_states
         last = len(states) - 1
         layers = sorted({max(1, round(depth * last)) for depth in DEPTHS})
         # as (N, tokens, d), so that a layer counts the same whatever its shape

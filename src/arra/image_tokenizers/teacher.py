@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from transformers.utils import logging
 from arra.encoders import load_encoder, open_clip
 from arra.files import atomic_dir, sha256_of
 from arra.foreign import read_foreign
+from arra.image_tokenizers.encoder_input import EncoderInput
 from arra.resolve import resolve_folder
 
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
@@ -68,15 +68,11 @@ class Teacher:
     def __init__(self, folder: Path, layers: tuple[int, ...] = ()) -> None:
         self.encoder = load_encoder(folder, "patch", grids=True)
         self.folder, self.layers = folder, layers
-        # The encoder's own preprocessing is affine in the pixels: two images show which affine map.
-        images = [Image.new("RGB", (64, 64), colour) for colour in ("black", "white")]
-        corners_2CHW = self.encoder.preprocess(images)
-        self._side = (corners_2CHW.shape[2], corners_2CHW.shape[3])
-        self._black_C11, white_C11 = corners_2CHW[:, :, :1, :1]
-        self._range_C11 = white_C11 - self._black_C11
+        self._pixels = EncoderInput(self.encoder)
+        pixels_1CHW = self._pixels.black_and_white_2CHW[:1]
         with torch.no_grad():
-            self._patches = self.encoder.pool(corners_2CHW[:1]).shape[1]
-            self.depth = self._depth(corners_2CHW[:1])
+            self._patches = self.encoder.pool(pixels_1CHW).shape[1]
+            self.depth = self._depth(pixels_1CHW)
         self.dim = self.encoder.dim
         deepest = max(layers, default=0)
         if deepest > self.depth:
@@ -119,16 +115,10 @@ class Teacher:
             found = [states[layer][:, -self._patches :] for layer in self.layers]
         return [self._on_grid(tokens_NLd, grid) for tokens_NLd in found]
 
-    def _pixels(self, x_NCHW: Tensor) -> Tensor:
-        share_NCHW = ((x_NCHW.float() + 1) / 2).clamp(0, 1)
-        if share_NCHW.shape[2:] != self._side:
-            share_NCHW = F.interpolate(share_NCHW, self._side, mode="bicubic", antialias=True)
-        black_C11, range_C11 = (t.to(x_NCHW.device) for t in (self._black_C11, self._range_C11))
-        return black_C11 + share_NCHW.clamp(0, 1) * range_C11
-
     def _on_grid(self, tokens_NLd: Tensor, grid: tuple[int, int]) -> Tensor:
         n, patches, d = tokens_NLd.shape
-        rows = round(math.sqrt(patches * self._side[0] / self._side[1]))
+        height, width = self._pixels.side
+        rows = round(math.sqrt(patches * height / width))
         assert patches % rows == 0, f"{patches} patches in {rows} rows"
         grid_Ndhw = tokens_NLd.float().transpose(1, 2).reshape(n, d, rows, patches // rows)
         if grid_Ndhw.shape[2:] == grid:
