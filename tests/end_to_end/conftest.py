@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from arra.data.manifest import FeatureInfo, Manifest, SplitInfo, TokenizerInfo, write_manifest
-from arra.data.shards import Row, shard_name, write_shard
+from arra.data.shard_file import Row, shard_name, write_shard
 from arra.image_tokenizers.vq import VQConfig, VQModel
 
 CODES, DIM, GRID = 16, 6, (2, 3)

@@ -18,11 +18,12 @@ from arra.config import (
     OptimConfig,
     TrainConfig,
 )
+from arra.data.manifest import read_manifest
 from arra.data.online import OnlineTarget
 from arra.data.originals import Originals
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
-from arra.data.shards import open_dataset, read_manifest
+from arra.data.shards import open_dataset
 from arra.encoders import load_encoder
 from arra.export import ExportConfig, export
 from arra.train.loop import train

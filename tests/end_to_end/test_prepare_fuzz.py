@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from arra.cli import main
-from arra.data.shards import open_dataset, read_manifest
+from arra.data.manifest import read_manifest
+from arra.data.shards import open_dataset
 
 
 @pytest.fixture(scope="module")

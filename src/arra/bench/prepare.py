@@ -25,10 +25,11 @@ from arra.data.decode import Decoded
 from arra.data.encode import Models
 from arra.data.engine_local import decoding, make_units
 from arra.data.job import Job, open_job, settled
+from arra.data.manifest import read_manifest
 from arra.data.plan import Unit
 from arra.data.prepare_config import PrepareConfig
 from arra.data.progress import Usage
-from arra.data.shards import Row, read_manifest
+from arra.data.shard_file import Row
 from arra.data.sources import Record
 from arra.device import pick_device
 

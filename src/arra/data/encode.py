@@ -15,7 +15,7 @@ import torch
 
 from arra.data.decode import Decoded
 from arra.data.grid_column import GridFormat, bad_cells, coarsened
-from arra.data.shards import Row, arrow_type, bad_feature, stored_name
+from arra.data.shard_file import Row, arrow_type, bad_feature, stored_name
 from arra.data.sources import Reject
 from arra.encoders import Encoder
 from arra.encoders.text import TextEncoder

@@ -21,7 +21,7 @@ from arra.data.encode import Begun
 from arra.data.job import Job, settled
 from arra.data.plan import Unit
 from arra.data.progress import Meter, Usage
-from arra.data.shards import Row
+from arra.data.shard_file import Row
 from arra.data.sources import Record, Reject
 from arra.data.writer import Writer
 

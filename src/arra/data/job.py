@@ -21,21 +21,20 @@ from arra.data.feature_statistics import feature_infos, grid_infos
 from arra.data.framing import Framing
 from arra.data.images import ignore_pillow
 from arra.data.manifest import FILE as MANIFEST
-from arra.data.plan import Unit, make_plan, read_plan, settle_plan, split_off, units_of
-from arra.data.prepare_config import PrepareConfig, named_encoders, shard_of, split_name
-from arra.data.rejects import REJECTS, write_rejects
-from arra.data.selection import describe
-from arra.data.shards import (
+from arra.data.manifest import (
     Manifest,
-    Row,
     ShardInfo,
     SplitInfo,
     TextFeatureInfo,
     TokenizerInfo,
     read_manifest,
     write_manifest,
-    write_shard,
 )
+from arra.data.plan import Unit, make_plan, read_plan, settle_plan, split_off, units_of
+from arra.data.prepare_config import PrepareConfig, named_encoders, shard_of, split_name
+from arra.data.rejects import REJECTS, write_rejects
+from arra.data.selection import describe
+from arra.data.shard_file import Row, write_shard
 from arra.data.sources import FIRST_SPLIT, Reject, Source
 from arra.data.text_column import TEXT_FEATURE
 from arra.device import pick_device

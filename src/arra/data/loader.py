@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from arra.data.shards import Dataset, TextColumn
+from arra.data.shards import Dataset
 from arra.data.targets import TargetValues, stored_targets
+from arra.data.text_column import TextColumn
 from arra.data.views import choices_by_sample
 from arra.layout import Batch, Image, Sample, Text
 from arra.models.base import Backbone

@@ -17,7 +17,7 @@ import pyarrow
 import torch
 import transformers
 
-from arra.data.shards import shard_name
+from arra.data.shard_file import shard_name
 from arra.data.sources import Rows, Source
 from arra.data.text_column import TEXT_FEATURE
 from arra.files import reached, read_sealed, write_sealed

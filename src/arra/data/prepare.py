@@ -3,7 +3,7 @@
 Training then needs neither the images nor an encoder. One crop feeds the image tokenizer and every
 encoder. The work can be stopped at any time: finished shards stay, the same command goes on.
 
-The way of one image: source -> decode.py (pixels) -> encode.py (codes, features) -> shards.py.
+The way of one image: source -> decode.py (pixels) -> encode.py (codes, features) -> shard_file.py.
 job.py knows what is to be made and what is finished; an engine makes it.
 """
 

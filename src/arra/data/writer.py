@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from arra.data.plan import Unit
 from arra.data.progress import Usage
-from arra.data.shards import Row
+from arra.data.shard_file import Row
 from arra.data.sources import Reject
 
 AHEAD = 2

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from arra.data.manifest import Manifest
-from arra.data.shards import FEATURE
+from arra.data.shard_file import FEATURE
 from arra.doctor.findings import EXAMPLES, Check, Finding, counted, first
 from arra.doctor.scan import SplitScan, batches, feature_of, values_of
 

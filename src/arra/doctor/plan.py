@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from arra.config import TrainConfig
-from arra.data.shards import open_dataset, read_manifest
+from arra.data.manifest import read_manifest
+from arra.data.shards import open_dataset
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.doctor.devices import GIB, GPUS, Device, gpu_named, this_device
 from arra.doctor.made_up import Material, default_codebook

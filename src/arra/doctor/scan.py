@@ -21,7 +21,7 @@ import pyarrow as pa
 from arra.data.grid_column import GRID, bad_cells, format_of
 from arra.data.manifest import Manifest, ShardInfo
 from arra.data.parquet_files import parquet_file
-from arra.data.shards import FEATURE, bad_feature
+from arra.data.shard_file import FEATURE, bad_feature
 from arra.data.text_column import TEXT_FEATURE, text_type
 
 BATCH = 1024

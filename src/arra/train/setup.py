@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from arra.config import TrainConfig, differences, from_json, to_json
 from arra.data.loader import Loader, MicroBatch
-from arra.data.shards import Dataset, Manifest, TextColumn, open_dataset, read_manifest
+from arra.data.manifest import Manifest, read_manifest
+from arra.data.shards import Dataset, open_dataset
 from arra.data.targets import TargetValues
+from arra.data.text_column import TextColumn
 from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import place, read_json, sha256_of, write_json

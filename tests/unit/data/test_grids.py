@@ -22,9 +22,11 @@ from arra.config import ModelConfig
 from arra.data import feature_statistics, grid_column, job
 from arra.data.grid_column import GridFormat, bad_cells, coarsened, group_rows, resampled
 from arra.data.loader import Loader
+from arra.data.manifest import read_manifest
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
-from arra.data.shards import open_dataset, read_manifest, stored_name
+from arra.data.shard_file import stored_name
+from arra.data.shards import open_dataset
 from arra.models.loading import load_for_training
 from arra.objective import Feature, Objective, Target
 

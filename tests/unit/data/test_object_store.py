@@ -17,8 +17,9 @@ from red_models import RedEncoder, RedTokenizer, config, content, make_source
 from arra.cli import main
 from arra.data import job as module
 from arra.data.images import BadImage, load_rgb
+from arra.data.manifest import read_manifest
 from arra.data.prepare import prepare
-from arra.data.shards import open_dataset, read_manifest
+from arra.data.shards import open_dataset
 from arra.data.sources import open_source
 from arra.files import atomic_write, place, read_json, sha256_of, write_sealed
 

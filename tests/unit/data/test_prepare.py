@@ -13,9 +13,10 @@ from PIL import Image
 from red_models import SIZE, RedEncoder, RedTokenizer, config, content, make_source
 
 from arra.data import job as module
+from arra.data.manifest import read_manifest
 from arra.data.prepare import prepare
 from arra.data.prepare_config import named_encoders
-from arra.data.shards import open_dataset, read_manifest
+from arra.data.shards import open_dataset
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from PIL import Image
 from arra.config import ModelConfig
 from arra.data import job as module
 from arra.data.loader import Loader
+from arra.data.manifest import read_manifest
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
 from arra.data.selection import reading_of
-from arra.data.shards import open_dataset, read_manifest
+from arra.data.shards import open_dataset
 from arra.models.loading import load_for_training
 
 SIZE, FACTOR = 32, 8

@@ -10,19 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arra.data.shards import (
+from arra.data.manifest import (
     FeatureInfo,
     Manifest,
-    Row,
     SplitInfo,
     TokenizerInfo,
-    bad_feature,
-    open_dataset,
     read_manifest,
-    shard_name,
     write_manifest,
-    write_shard,
 )
+from arra.data.shard_file import Row, bad_feature, shard_name, write_shard
+from arra.data.shards import open_dataset
 from arra.files import sha256_of
 
 DIMS = {"clip": 5, "dino": 3}
@@ -248,7 +245,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     def full(path: Path, mode: str):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("arra.data.shards.open", full, raising=False)
+    monkeypatch.setattr("arra.data.shard_file.open", full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         write_shard(tmp_path / "a.parquet", make_rows(0, 2), DIMS, COLUMNS)
     assert list(tmp_path.iterdir()) == []

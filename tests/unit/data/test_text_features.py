@@ -13,9 +13,11 @@ from tiny_t5 import WIDTH, save_tiny_t5
 
 from arra.data import vector_column
 from arra.data.loader import Loader
+from arra.data.manifest import read_manifest
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
-from arra.data.shards import Row, open_dataset, read_manifest, write_shard
+from arra.data.shard_file import Row, write_shard
+from arra.data.shards import open_dataset
 from arra.data.text_column import GROUP_ROWS, TextColumn
 from arra.encoders.text import load_text_encoder
 from arra.layout import Layout

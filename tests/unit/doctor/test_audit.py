@@ -21,7 +21,7 @@ from arra.data.manifest import (
 )
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
-from arra.data.shards import Row, shard_name, write_shard
+from arra.data.shard_file import Row, shard_name, write_shard
 from arra.doctor import neighbours
 from arra.doctor.audit import audit
 from arra.doctor.audit_files import kind_of
