@@ -58,6 +58,22 @@ def pictures(out: Path, images: list[Image.Image]) -> Image.Image:
     return grid(cells, len(images))
 
 
+def painters(out: Path) -> dict[str, Any]:
+    """What the pairs of painters.sh came to, by tokenizer."""
+    found = {}
+    for path in sorted(out.glob("painters-*/results.json")):
+        study = read_json(path)
+        pair = study["pairs"][0]
+        found[path.parent.name.removeprefix("painters-")] = {
+            "groups": study["groups"],
+            "guidance": {name: arm["guidance"] for name, arm in pair["arms"].items()},
+            "metrics": {name: arm["metrics"] for name, arm in pair["arms"].items()},
+            "differences": pair["differences"],
+            "ceiling": study["ceiling"],
+        }
+    return found
+
+
 def main(out: Path) -> None:
     results: dict[str, Any] = {"references": references(test_scenes(400))}
     for name in NAMES:
@@ -70,6 +86,7 @@ def main(out: Path) -> None:
             report = read_json(path)
             results[name]["tokenizer"] = {key: report["tokenizer"][key] for key in KEPT}
             results[name][split] = report["metrics"]
+    results["painters"] = painters(out)
     write_json(HERE / "results.json", results)
     picture = pictures(out, test_scenes(8)).convert("RGB").quantize(128)
     picture.save(HERE / "reconstructions.png", optimize=True)
