@@ -60,7 +60,7 @@ class Writer:
 
     def measure(self) -> None:
         """Writes results.json."""
-        judges = {split: self.asked.judge(split) for split in self.asked.prompts}
+        judges = {group: self.asked.judge(group) for group in self.asked.prompts}
         pairs = [self._measure_pair(seed, judges) for seed in self.config.seeds]
         samples = pairs[0].pop("samples")
         for pair in pairs[1:]:
@@ -76,11 +76,11 @@ class Writer:
                 "groups": self._groups(),
                 "pairs": pairs,
                 "over_seeds": _over_seeds(pairs) if len(pairs) > 1 else None,
-                "ceiling": {split: self._ceiling(split, judges[split]) for split in judges},
+                "ceiling": {group: self._ceiling(group, judges[group]) for group in judges},
                 "reasons": {
-                    f"{split}: {name}": reason
-                    for split, judge in judges.items()
-                    for name, reason in judge.caution(len(self.asked.prompts[split])).items()
+                    f"{group}: {name}": reason
+                    for group, judge in judges.items()
+                    for name, reason in judge.caution(len(self.asked.prompts[group])).items()
                 },
                 "samples": samples,
                 "depth": self.depth,
@@ -93,13 +93,13 @@ class Writer:
         metrics: dict[str, dict[str, Any]] = {name: {} for name in ARMS}
         differences: dict[str, Any] = {}
         found: dict[str, dict[str, Answers]] = {}
-        for split, judge in judges.items():
-            found[split] = {
-                name: examine(judge, *painted(arm.painted / split)) for name, arm in pair.items()
+        for group, judge in judges.items():
+            found[group] = {
+                name: examine(judge, *painted(arm.painted / group)) for name, arm in pair.items()
             }
-            both, differences[split] = compare(judge, *(found[split][name] for name in ARMS))
+            both, differences[group] = compare(judge, *(found[group][name] for name in ARMS))
             for name in ARMS:
-                metrics[name][split] = both[name]
+                metrics[name][group] = both[name]
         losses = [read_json(pair[name].painted / "losses.json") for name in ARMS]
         both, differences[VALIDATION_LOSS] = compare_losses(*losses)
         for name in ARMS:
@@ -145,19 +145,19 @@ class Writer:
             "config": read_json(arm.run / "config.json"),
         }
 
-    def _ceiling(self, split: str, judge: Judge) -> dict[str, float]:
+    def _ceiling(self, group: str, judge: Judge) -> dict[str, float]:
         """What the image tokenizer's reconstructions of the real images score."""
-        folder = self._reconstructed(split)
+        folder = self._reconstructed(group)
         answers = examine(judge, *painted(folder))
         return {name: value["mean"] for name, value in summary(judge, answers).items()}
 
-    def _reconstructed(self, split: str) -> Path:
-        """A folder with the real images of the split's prompts, as their codes keep them."""
-        folder = self.out / "painted" / f"real-{split}"
+    def _reconstructed(self, group: str) -> Path:
+        """A folder with the real images of the group's prompts, as their codes keep them."""
+        folder = self.out / "painted" / f"real-{group}"
         if folder.exists():
             return folder
-        dataset = open_dataset(self.asked.data, self.asked.split_of(split), features=())
-        chosen = self.asked.prompts[split].rows
+        dataset = open_dataset(self.asked.data, self.asked.split_of(group), features=())
+        chosen = self.asked.prompts[group].rows
         spec = self.asked.manifest.tokenizer.spec
         tokenizer = load_image_tokenizer(spec, device=self.config.device_name)
         with atomic_dir(folder) as temporary:
