@@ -54,7 +54,14 @@ class Case:
 
 def cases() -> list[Case]:
     """Configurations that differ in what takes the memory."""
-    from arra.config import AlignConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig
+    from arra.config import (
+        AlignConfig,
+        EngineConfig,
+        LoraConfig,
+        LossConfig,
+        ModelConfig,
+        OptimConfig,
+    )
     from arra.recipes import RECIPES
 
     plain, bits = AlignConfig(weight=0.0), OptimConfig(bits=8)
@@ -69,7 +76,7 @@ def cases() -> list[Case]:
     def case(name: str, config: Any, **more: Any) -> Case:
         return Case(name, config, **more)
 
-    checkpointed = replace(deep, gradient_checkpointing=True)
+    checkpointed = EngineConfig(activation_checkpointing="full")
     lora = replace(start, model_path="", align=aligned, batch_size=8)
     eight_bit = [
         case("states-of-8-bits", replace(start, model=deep, micro_batch=1, optim=bits)),
@@ -81,7 +88,8 @@ def cases() -> list[Case]:
             "small-checkpointed-accumulated-ema",
             replace(
                 start,
-                model=replace(small, layers=4, attention="eager", gradient_checkpointing=True),
+                model=replace(small, layers=4, attention="eager"),
+                engine=checkpointed,
                 micro_batch=4,
                 align=aligned,
                 optim=OptimConfig(ema=0.999),
@@ -92,7 +100,7 @@ def cases() -> list[Case]:
         case(
             "aligned-eager", replace(start, model=replace(model, attention="eager"), align=aligned)
         ),
-        case("checkpointed", replace(start, model=checkpointed, align=aligned)),
+        case("checkpointed", replace(start, model=deep, engine=checkpointed, align=aligned)),
         case(
             "accumulated-ema",
             replace(start, model=deep, align=aligned, micro_batch=2, optim=OptimConfig(ema=0.999)),
@@ -140,6 +148,7 @@ def run_of(case: Case) -> Any:
     from arra.models.loading import load_for_training
     from arra.train.adapters import adapted_backbone
     from arra.train.setup import assemble
+    from arra.train.world import World
 
     config, dataset = case.config, data_of(case)
     device = torch.device(config.device)
@@ -164,7 +173,7 @@ def run_of(case: Case) -> Any:
         backbone, adapter = load(), None
     data = replace(config.data, prompt_dropout=0.0)
     return assemble(
-        replace(config, data=data), Path("."), device, backbone, dataset, None, "", adapter
+        replace(config, data=data), Path("."), World(device), backbone, dataset, None, "", adapter
     )
 
 

@@ -64,8 +64,6 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """transformers' attention: sdpa = fused; eager = plain products (1.5 x faster in bfloat16 on a
     CPU at 80 tokens); auto = fused where the model has it (Gemma 2 has not)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         if self.size != "custom":
@@ -187,6 +185,28 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How a step is computed: on how many processes, and what is traded for memory.
+
+    A run may be resumed with another engine; the mathematics stays, the last bits may differ.
+    """
+
+    parallel: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    """Of several processes (torchrun): ddp = each holds everything; fsdp = weights, gradients and
+    optimizer states are sharded over all; hybrid = sharded in groups. auto = fsdp."""
+    shard_ranks: int = 0
+    """hybrid: processes that share one copy of the weights; 0 = those of one machine."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: full = whole blocks; selective = all but the results
+    of matrix products and attention."""
+    compile: bool = False
+    """torch.compile for each decoder block; needs a C++ compiler on a CPU."""
+
+    def __post_init__(self) -> None:
+        _require(self.shard_ranks >= 0, "--engine.shard-ranks must be at least 0", self.shard_ranks)
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """When the run's state is saved."""
 
@@ -228,9 +248,9 @@ class TrainConfig:
     steps: int = 2000
     """Optimizer steps."""
     batch_size: int = 32
-    """Images per optimizer step."""
+    """Images per optimizer step, of all processes together."""
     micro_batch: int = 0
-    """Images per forward pass; 0 = the whole batch."""
+    """Images per forward pass of one process, at most; 0 = its whole share of the batch."""
     seed: int = 0
     """Of weights, order and prompt dropout."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -246,18 +266,14 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "--steps must be at least 1", self.steps)
         _require(self.batch_size >= 1, "--batch-size must be at least 1", self.batch_size)
-        micro = self.micro_batch or self.batch_size
-        _require(
-            micro > 0 and self.batch_size % micro == 0,
-            "--micro-batch must divide --batch-size",
-            f"{self.micro_batch} and {self.batch_size}",
-        )
+        _require(self.micro_batch >= 0, "--micro-batch must be at least 0", self.micro_batch)
         self._check_lora()
         _require(self.align.weight >= 0, "--align.weight must be at least 0", self.align.weight)
         _require(0 < self.align.until <= 1, "--align.until must be in (0, 1]", self.align.until)
@@ -285,10 +301,10 @@ class TrainConfig:
                 "--lora.quantize keeps weights that cannot train: give it an adapter, --lora.rank"
             )
 
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches per optimizer step = batch_size / micro_batch."""
-        return self.batch_size // (self.micro_batch or self.batch_size)
+    def accumulate(self, ranks: int = 1) -> int:
+        """Micro-batches per optimizer step on each of `ranks` processes."""
+        share = -(-self.batch_size // ranks)
+        return -(-share // (self.micro_batch or share))
 
     @property
     def text_rows(self) -> int:
@@ -297,10 +313,11 @@ class TrainConfig:
         return round(self.batch_size * f / (1 - f))
 
 
-RESUMABLE = {"log", "checkpoint", "device", "out", "data_folder"}
+RESUMABLE = {"log", "checkpoint", "device", "out", "data_folder", "engine", "micro_batch"}
 """Fields that may differ when a run is resumed; any other change would make it another run.
 
-A run folder and its dataset may move: the dataset is compared by its manifest's hash.
+A run folder and its dataset may move: the dataset is compared by its manifest's hash. How a batch
+is split and computed changes the last bits of a run, not what it is.
 """
 
 

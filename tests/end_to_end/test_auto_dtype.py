@@ -17,7 +17,7 @@ def test_auto_is_decided_once(
     assert config.dtype == "auto"
     monkeypatch.setattr(setup, "pick_device", lambda device: "cpu")
     monkeypatch.setattr(setup, "cpu_has_bfloat16", lambda: native)
-    assert setup.claim(config, tmp_path / "run").dtype == dtype
+    assert setup.claim(config, tmp_path / "run")[0].dtype == dtype
     assert read_json(tmp_path / "run" / "config.json")["dtype"] == dtype
     monkeypatch.setattr(setup, "cpu_has_bfloat16", lambda: not native)
-    assert setup.claim(config, tmp_path / "run").dtype == dtype
+    assert setup.claim(config, tmp_path / "run")[0].dtype == dtype

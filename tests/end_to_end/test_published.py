@@ -19,7 +19,7 @@ from tiny_chameleon import CODE_IDS, publish, publish_lumina, tiny
 def command(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     sizes = ["--steps", "2", "--batch-size", "2", "--dtype", "float32", "--optim.lr", "1e-3"]
     places = ["--model", str(model), "--data", str(data), "--out", str(out)]
-    return ["train", "adapt", *places, *sizes, "--model.no-gradient-checkpointing", *more]
+    return ["train", "adapt", *places, *sizes, "--engine.activation-checkpointing", "none", *more]
 
 
 @pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])

@@ -82,7 +82,7 @@ def test_lambda_zero_is_the_plain_loop_in_twenty_lines(config: TrainConfig) -> N
     rest = [p for p in model.parameters() if p.ndim <= 1 or id(p) in tables]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95))
-    loader = Loader(data, backbone, batch_size=4, micro_batch=4, seed=0, prompt_dropout=0.25)
+    loader = Loader(data, backbone, batch_size=4, seed=0, prompt_dropout=0.25)
     losses = []
     for step in range(STEPS):
         batch = loader.step(step)[0].batch

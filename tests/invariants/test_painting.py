@@ -311,7 +311,7 @@ def test_null_condition_is_the_same_in_training_and_painting(
         patch_features={},
         manifest=SimpleNamespace(features={}, grids={}),
     )
-    loader = Loader(dataset, backbone, batch_size=1, micro_batch=1, seed=0, prompt_dropout=1.0)
+    loader = Loader(dataset, backbone, batch_size=1, seed=0, prompt_dropout=1.0)
     trained = loader.step(0)[0].batch.ids_BT[0].tolist()
     first: list[Tensor] = []
     step = backbone.step

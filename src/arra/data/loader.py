@@ -45,6 +45,9 @@ class Loader:
 
     Args:
         dataset: one split; its `features` and `patch_features` are those that are aligned to.
+        batch_size: samples per optimizer step, of all ranks together.
+        accumulate: micro-batches per optimizer step on each rank.
+        rank, ranks: which slices of the global batch are made, and of how many.
         centred: whether the constant answer is that of centred features.
         passages: plain text that is mixed in, `text_rows` of them per step.
         online: further targets, which the dataset does not hold.
@@ -65,7 +68,9 @@ class Loader:
         backbone: Backbone,
         *,
         batch_size: int,
-        micro_batch: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
         seed: int,
         prompt_dropout: float = 0.0,
         train_text: bool = False,
@@ -75,7 +80,8 @@ class Loader:
         online: Mapping[str, TargetValues] | None = None,
     ) -> None:
         self.dataset, self.backbone = dataset, backbone
-        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self.rank, self.ranks = rank, ranks
         self.prompt_dropout, self.train_text, self.centred = prompt_dropout, train_text, centred
         self.passages, self.text_rows = passages, text_rows
         self._choices = choices_by_sample(dataset.ids, dataset.samples, dataset.view_of)
@@ -93,27 +99,31 @@ class Loader:
             self._check_several_images()
 
     def step(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of optimizer step `step` (counted from 0)."""
-        first = step * self.batch_size
-        chosen = [self._sample_at(first + k) for k in range(self.batch_size)]
+        """This rank's micro-batches of optimizer step `step` (counted from 0).
+
+        The global batch is cut into ranks x accumulate slices that differ by one sample at most.
+        """
         generator = np.random.default_rng([self.seed, step])
         dropped = generator.random(self.batch_size) < self.prompt_dropout
-        parts = self.batch_size // self.micro_batch
+        parts = self.ranks * self.accumulate
+        slices = np.array_split(np.arange(self.batch_size), parts)
         texts = np.array_split(np.arange(self.text_rows) + step * self.text_rows, parts)
+        first = step * self.batch_size
         return [
-            self._collate(
-                chosen[i * self.micro_batch : (i + 1) * self.micro_batch],
-                dropped[i * self.micro_batch : (i + 1) * self.micro_batch],
-                texts[i],
-            )
-            for i in range(parts)
+            self._collate([self._sample_at(first + int(k)) for k in part], dropped[part], passages)
+            for part, passages in list(zip(slices, texts, strict=True))[self._own]
         ]
 
+    @property
+    def _own(self) -> slice:
+        return slice(self.rank * self.accumulate, (self.rank + 1) * self.accumulate)
+
     def in_order(self, limit: int) -> Iterator[MicroBatch]:
-        """The first `limit` samples in the dataset's order, no prompt dropped: for validation."""
+        """This rank's share of the first `limit` samples in the dataset's order, `batch_size` at a
+        time and no prompt dropped: for validation."""
         samples = self.samples[:limit]
-        for i in range(0, len(samples), self.micro_batch):
-            part = samples[i : i + self.micro_batch]
+        for i in range(self.rank * self.batch_size, len(samples), self.ranks * self.batch_size):
+            part = samples[i : i + self.batch_size]
             yield self._collate(part, np.zeros(len(part), bool), np.zeros(0, int))
 
     # ---- one batch ------------------------------------------------------------------------------

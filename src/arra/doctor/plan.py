@@ -18,6 +18,7 @@ from arra.files import write_json
 RESERVE = GIB
 """What a process needs besides tensors: a CUDA context and the workspaces of its libraries, or
 Python and its libraries on a CPU (0.4 GiB there: a margin is in it)."""
+RECOMPUTING = "--engine.activation-checkpointing full"
 FRAGMENTATION = 0.05
 """Of the peak; assumed for a GPU's caching allocator. On a CPU the system gives single pages."""
 
@@ -253,8 +254,9 @@ def _alternatives(
 
 def _stages(config: TrainConfig) -> list[dict[str, TrainConfig]]:
     """Flags -> the config that they make of this one."""
-    replace, less, one = dataclasses.replace, "--model.gradient-checkpointing", "--micro-batch 1"
-    recomputing = replace(config, model=replace(config.model, gradient_checkpointing=True))
+    replace, less, one = dataclasses.replace, RECOMPUTING, "--micro-batch 1"
+    engine = replace(config.engine, activation_checkpointing="full")
+    recomputing = replace(config, engine=engine)
     lean = replace(recomputing, micro_batch=1)
     optim = replace(config.optim, bits=8, ema=0.0)
     states = "--optim.bits 8" + (" --optim.ema 0" if config.optim.ema else "")

@@ -31,6 +31,7 @@ from arra.train.adapters import peft_config
 from arra.train.loop import optimizer_step
 from arra.train.monitor import Tally
 from arra.train.setup import Run, assemble
+from arra.train.world import World
 
 MICROS = 2
 """Micro-batches that are carried out at most: from the second on, each peak is the same."""
@@ -146,8 +147,8 @@ def rehearse(
             backbone, adapter = outlined(config, material)
             aligned = list(config.align.targets) or ["assumed"]
             sample = material.sample(backbone, aligned if config.align.weight else [])
-            cpu = torch.device("cpu")
-            run = assemble(planned, Path("."), cpu, backbone, sample, None, "", adapter)
+            alone = World(torch.device("cpu"))
+            run = assemble(planned, Path("."), alone, backbone, sample, None, "", adapter)
         if config.optim.bits == 8:
             run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
         _longest_passages(run)

@@ -3,8 +3,8 @@
 from arra.config import (
     AlignConfig,
     DataConfig,
+    EngineConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     TrainConfig,
 )
@@ -24,7 +24,7 @@ def llm(data: str, out: str) -> TrainConfig:
         steps=10_000,
         batch_size=6,
         dtype="auto",
-        model=ModelConfig(gradient_checkpointing=True),
+        engine=EngineConfig(activation_checkpointing="full"),
         align=AlignConfig(weight=1.0, layer=(1,)),
         loss=LossConfig(z=1e-5),
         data=DataConfig(prompt_dropout=0.1),

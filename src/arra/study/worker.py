@@ -122,7 +122,7 @@ def _losses(backbone: Backbone, task: Losses, only_images: bool) -> Iterator[flo
     outside_V = torch.full((backbone.vocab_size,), only_images, device=backbone.device)
     outside_V[backbone.layout.image_vocabulary()] = False
     dataset = open_dataset(task.data, task.split, features=())
-    loader = Loader(dataset, backbone, batch_size=LOSS_BATCH, micro_batch=LOSS_BATCH, seed=0)
+    loader = Loader(dataset, backbone, batch_size=LOSS_BATCH, seed=0)
     for micro in loader.in_order(task.limit):
         micro = micro.to(backbone.device)
         batch = micro.batch

@@ -21,6 +21,7 @@ from arra.train.monitor import Monitor, Tally, log_line, print_line, write_run_c
 from arra.train.optim import alignment_factor, clip, learning_rate
 from arra.train.samples import paint_samples
 from arra.train.setup import Run, claim, manifest_hash, set_up, unclaim
+from arra.train.world import World, open_world
 
 
 def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
@@ -29,22 +30,28 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     Args:
         stop_after: end (with a checkpoint) after this many optimizer steps, schedules unchanged.
     """
+    with open_world(pick_device(config.device)) as world, _deterministic(world.device):
+        return _train(config, world, stop_after)
+
+
+def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     started = time.monotonic()
     folder = Path(config.out)
-    config = claim(config, folder)
+    config, threads = world.on_main(lambda: claim(config, folder))
+    torch.set_num_threads(threads)
     try:
-        with _deterministic(config):
-            run = set_up(config, folder)
-            last = latest_checkpoint(folder)
-            fresh: dict[str, Any] = {"step": 0, "tally": {}}
-            info = checkpoint.restore(last, run.state) if last else fresh
-            monitor = Monitor(folder, config, info["step"])
-            try:
-                _loop(run, monitor, info, min(config.steps, stop_after or config.steps))
-            finally:
-                monitor.close()
+        run = set_up(config, folder, world)
+        last = latest_checkpoint(folder)
+        fresh: dict[str, Any] = {"step": 0, "tally": {}}
+        info = checkpoint.restore(last, run.state) if last else fresh
+        monitor = Monitor(folder, config, info["step"])
+        try:
+            _loop(run, monitor, info, min(config.steps, stop_after or config.steps))
+        finally:
+            monitor.close()
     except (ValueError, OSError):
-        unclaim(folder)
+        if world.is_main:
+            unclaim(folder)
         raise
     known = run.loader.dataset.manifest.aligned()
     known |= {name: target.info for name, target in run.loader.targets.items()}
@@ -88,13 +95,13 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
     # Dropout inside a model, if any, depends on (seed, step) only: EDM2's way to an exact resume.
     torch.manual_seed((config.seed << 32) + step)
     factor = alignment_factor(step, config.steps, config.align)
-    micros = [micro.to(run.device) for micro in run.loader.step(step)]
-    counts = _add_counts([run.step.objective.counts(micro.batch) for micro in micros])
+    micros = [micro.to(run.world.device) for micro in run.loader.step(step)]
+    counts = run.world.sum(_add_counts([run.step.objective.counts(m.batch) for m in micros]))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(step, config.steps, config.optim)
-    loss = torch.zeros((), device=run.device)
+    loss = torch.zeros((), device=run.world.device)
     for micro in micros:
-        with _autocast(config, run.device):
+        with _autocast(config, run.world.device):
             terms = run.step(micro, factor)
         share = terms.total(counts)
         share.backward()
@@ -116,8 +123,8 @@ def validate(run: Run) -> dict[str, float]:
     tally = Tally()
     run.step.eval()
     for micro in run.validation.in_order(run.config.log.validate_images):
-        with _autocast(run.config, run.device):
-            terms = run.step(micro.to(run.device), 1.0)
+        with _autocast(run.config, run.world.device):
+            terms = run.step(micro.to(run.world.device), 1.0)
         tally.add_terms(terms)
     run.step.train()
     return log_line(tally.means())
@@ -130,10 +137,10 @@ def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManag
 
 
 @contextmanager
-def _deterministic(config: TrainConfig) -> Iterator[None]:
+def _deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU a run is a function of its config: no algorithm may depend on thread timing."""
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(pick_device(config.device) == "cpu" or before)
+    torch.use_deterministic_algorithms(device.type == "cpu" or before)
     try:
         yield
     finally:

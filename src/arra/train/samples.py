@@ -22,7 +22,7 @@ def paint_samples(run: "Run", step: int) -> None:
 
     source = run.validation or run.loader
     prompts = _prompts(source, run.config.log.samples)
-    tokenizer = load_image_tokenizer(run.tokenizer_spec, device=str(run.device))
+    tokenizer = load_image_tokenizer(run.tokenizer_spec, device=str(run.world.device))
     run.step.eval()
     with torch.random.fork_rng():
         pipe = Pipeline(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +33,9 @@ from arra.resolve import resolve_folder
 from arra.train import checkpoint
 from arra.train.adapters import adapted_backbone
 from arra.train.alignment import ONLINE, objective_of, online_targets, target_names
+from arra.train.blocks import engage
 from arra.train.optim import Average, build_optimizer
+from arra.train.world import World
 
 
 class Step(nn.Module):
@@ -61,7 +62,7 @@ class Run:
 
     config: TrainConfig
     folder: Path
-    device: torch.device
+    world: World
     backbone: Backbone
     step: Step
     state: checkpoint.State
@@ -70,13 +71,13 @@ class Run:
     tokenizer_spec: str
 
 
-def set_up(config: TrainConfig, folder: Path) -> Run:
-    """Loads or builds all that the loop needs and writes what a painter is but its weights.
+def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
+    """Loads or builds all that the loop needs; process 0 writes what a painter is but its weights.
 
     Raises:
         ValueError: data, image tokenizer, features and model do not fit one another.
     """
-    device = torch.device(pick_device(config.device))
+    device = world.device
     if config.dtype == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
         raise ValueError("this CPU has no bfloat16 instructions: use --dtype float32")
     manifest = read_manifest(config.data_folder)
@@ -99,9 +100,12 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
     if "val" in manifest.splits:
         held_out = open_dataset(config.data_folder, "val", features=names)
     seen = online_targets(online, dataset, held_out, device, folder)
-    run = assemble(config, folder, device, backbone, dataset, held_out, spec, adapter, seen)
+    run = assemble(config, folder, world, backbone, dataset, held_out, spec, adapter, seen)
     run.state.base_name = record.name(folder) if record else ""
-    if not (folder / PIPELINE).exists():
+
+    def describe() -> None:
+        if (folder / PIPELINE).exists():
+            return
         save_skeleton(
             backbone,
             folder,
@@ -112,13 +116,15 @@ def set_up(config: TrainConfig, folder: Path) -> Run:
             adapter=asdict(record) if record else None,
             text_encoder=_text_encoder(config, run.loader.captions, manifest),
         )
+
+    world.on_main(describe)
     return run
 
 
 def assemble(
     config: TrainConfig,
     folder: Path,
-    device: torch.device,
+    world: World,
     backbone: Backbone,
     dataset: Dataset,
     held_out: Dataset | None,
@@ -129,20 +135,16 @@ def assemble(
     """Puts together what trains: nothing is read and nothing written (`arra doctor` does this too,
     with a backbone that has no memory behind its tensors). `online` are the targets, of train and
     of val, that the dataset does not hold."""
-    backbone.to(device).model.train()
-    if config.model.gradient_checkpointing:
-        with warnings.catch_warnings():
-            # Newer transformers have another name for it, which 5.17 does not know.
-            warnings.simplefilter("ignore", FutureWarning)
-            backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    loader, validation = _loaders(config, backbone, dataset, held_out, online)
-    objective = objective_of(config, backbone, loader.targets).to(device)
+    backbone.to(world.device).model.train()
+    engage(backbone.blocks, config.engine)
+    loader, validation = _loaders(config, world, backbone, dataset, held_out, online)
+    objective = objective_of(config, backbone, loader.targets).to(world.device)
     step = Step(backbone, objective)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
     optimizer = build_optimizer(backbone.model, objective, config.optim)
     state = checkpoint.State(backbone.model, objective, optimizer, average, adapter)
-    return Run(config, folder, device, backbone, step, state, loader, validation, tokenizer_spec)
+    return Run(config, folder, world, backbone, step, state, loader, validation, tokenizer_spec)
 
 
 def _text_encoder(
@@ -194,18 +196,27 @@ def _backbone(
 
 def _loaders(
     config: TrainConfig,
+    world: World,
     backbone: Backbone,
     dataset: Dataset,
     held_out: Dataset | None,
     online: Sequence[Mapping[str, TargetValues]],
 ) -> tuple[Loader, Loader | None]:
-    micro = config.micro_batch or config.batch_size
+    accumulate = config.accumulate(world.size)
+    slices = world.size * accumulate
+    if config.batch_size < slices:
+        raise ValueError(
+            f"--batch-size {config.batch_size} cannot be split into {slices} parts, one for each "
+            f"of {world.size} processes: start fewer processes"
+        )
     passages = _passages(config.data.text) if config.data.text else []
     loader = Loader(
         dataset,
         backbone,
         batch_size=config.batch_size,
-        micro_batch=micro,
+        accumulate=accumulate,
+        rank=world.rank,
+        ranks=world.size,
         seed=config.seed,
         prompt_dropout=config.data.prompt_dropout,
         train_text=config.loss.text,
@@ -219,8 +230,9 @@ def _loaders(
     return loader, Loader(
         held_out,
         backbone,
-        batch_size=micro,
-        micro_batch=micro,
+        batch_size=-(-config.batch_size // slices),
+        rank=world.rank,
+        ranks=world.size,
         seed=config.seed,
         train_text=config.loss.text,
         centred=config.align.centred,
@@ -241,11 +253,11 @@ def _passages(file: str) -> list[str]:
     return passages
 
 
-def claim(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Makes `folder` this run's own, or finds that it already is; sets the number of threads.
+def claim(config: TrainConfig, folder: Path) -> tuple[TrainConfig, int]:
+    """Makes `folder` this run's own, or finds that it already is.
 
-    Returns the config with `auto` types resolved, as config.json has it. That is written first, so
-    that a run killed at any later moment can be resumed.
+    Returns the config with `auto` types resolved, as config.json has it, and the CPU threads of a
+    process. config.json is written first, so that a run killed at any later moment can be resumed.
 
     Raises:
         ValueError: the folder holds something else, or a run with other settings or data.
@@ -256,10 +268,9 @@ def claim(config: TrainConfig, folder: Path) -> TrainConfig:
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run: choose another --out")
         config = dataclasses.replace(config, dtype=_pick_dtype(config))
-        torch.set_num_threads(config.threads or torch.get_num_threads())
-        run = {"dataset": dataset, "threads": torch.get_num_threads()}
-        write_json(file, {**to_json(config), "run": run})
-        return config
+        threads = config.threads or torch.get_num_threads()
+        write_json(file, {**to_json(config), "run": {"dataset": dataset, "threads": threads}})
+        return config, threads
     written = read_json(file)
     run = written.pop("run")
     before = from_json(TrainConfig, written)
@@ -276,8 +287,7 @@ def claim(config: TrainConfig, folder: Path) -> TrainConfig:
             f"{folder} was trained on another dataset than {config.data_folder}: resume it with "
             f"the same data, or choose another --out"
         )
-    torch.set_num_threads(run["threads"])
-    return config
+    return config, run["threads"]
 
 
 def unclaim(folder: Path) -> None:

@@ -310,7 +310,7 @@ def test_images_of_several_grids_share_a_batch():
     """Each image's terms are those that it has alone."""
     generator = torch.Generator().manual_seed(0)
     cells = [torch.randn(n, 3, generator=generator) for n in (4, 8, 8, 4)]
-    loader = Loader(two_grids(cells), lumina(), batch_size=4, micro_batch=4, seed=0)
+    loader = Loader(two_grids(cells), lumina(), batch_size=4, seed=0)
     assert {name: target.kind for name, target in loader.targets.items()} == {
         "clip": "global",
         "dino": "patch",
@@ -332,7 +332,7 @@ def test_images_of_several_grids_share_a_batch():
 
     together = terms(micro.batch, micro.features)
     assert together.counts["gva/dino"] == together.counts["gva/clip"] == 4
-    singles = Loader(two_grids(cells), lumina(), batch_size=1, micro_batch=1, seed=0)
+    singles = Loader(two_grids(cells), lumina(), batch_size=1, seed=0)
     alone = [terms(m.batch, m.features) for m in singles.in_order(4)]
     for name in ("gva/dino", "gva/clip"):
         total = torch.stack([each.sums[name] for each in alone]).sum()
@@ -345,7 +345,7 @@ def test_retrieval_is_not_misled_by_what_fills_a_batch_up():
     """A projector that says each image's own cells finds every image, whatever its grid."""
     generator = torch.Generator().manual_seed(0)
     cells = [torch.randn(n, 3, generator=generator) for n in (4, 8, 8, 4)]
-    loader = Loader(two_grids(cells), lumina(), batch_size=4, micro_batch=4, seed=0)
+    loader = Loader(two_grids(cells), lumina(), batch_size=4, seed=0)
     micro = next(loader.in_order(4))
     feature = micro.features["dino"]
     objective = Objective(3, [Target("dino", 3, kind="patch", centred=True)])

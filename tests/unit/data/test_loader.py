@@ -43,7 +43,7 @@ def dataset(samples: list[str] | None = None, texts: list[str] = TEXTS) -> Simpl
 
 
 def loader(backbone: Backbone, data: SimpleNamespace, **settings: object) -> Loader:
-    fields = {"batch_size": 4, "micro_batch": 4, "seed": 7} | settings
+    fields = {"batch_size": 4, "seed": 7} | settings
     return Loader(data, backbone, **fields)
 
 
@@ -77,7 +77,7 @@ def test_every_epoch_holds_every_row_once_in_another_order(backbone: Backbone) -
 def test_the_order_does_not_depend_on_micro_batches_or_on_history(backbone: Backbone) -> None:
     data = dataset()
     whole = order(loader(backbone, data), 4)
-    assert order(loader(backbone, data, micro_batch=2), 4) == whole
+    assert order(loader(backbone, data, accumulate=2), 4) == whole
     late = loader(backbone, data)
     assert torch.equal(late.step(3)[0].batch.ids_BT, loader(backbone, data).step(3)[0].batch.ids_BT)
     assert order(loader(backbone, data, seed=8), 4) != whole
@@ -103,7 +103,7 @@ def test_rows_of_one_sample_share_a_sequence(backbone: Backbone) -> None:
     samples = ["a", "b", "a", *map(str, range(3, N))]
     texts = ["before <image> between", "alone", "", *TEXTS[3:]]
     data = dataset(samples, texts)
-    micro = next(loader(backbone, data, batch_size=1, micro_batch=1).in_order(1))
+    micro = next(loader(backbone, data, batch_size=1).in_order(1))
     assert micro.batch.num_images == 2
     assert micro.batch.ids_BT.shape[0] == 1
     assert [int(v[0]) // 4 for v in micro.features["clip"].values] == [0, 2]

@@ -132,7 +132,7 @@ def test_training_draws_one_view_of_each_picture_in_an_epoch(tmp_path):
     backbone = load_for_training(
         None, config, codebook_KC=torch.zeros(256, 2), captions=train.texts, seed=0
     )
-    loader = Loader(train, backbone, batch_size=5, micro_batch=5, seed=3)
+    loader = Loader(train, backbone, batch_size=5, seed=3)
     assert len(loader.samples) == 20
     epochs = [
         [tuple(loader._sample_at(i)) for i in range(start, start + 20)] for start in (0, 20, 40)
@@ -143,7 +143,7 @@ def test_training_draws_one_view_of_each_picture_in_an_epoch(tmp_path):
         flips = sum(train.view_of[row] is not None for (row,) in epoch)
         assert 3 < flips < 17
     assert len(set(map(tuple, epochs))) == 3
-    again = Loader(train, backbone, batch_size=10, micro_batch=5, seed=3)
+    again = Loader(train, backbone, batch_size=10, accumulate=2, seed=3)
     assert [tuple(again._sample_at(i)) for i in range(20, 40)] == epochs[1]
     shown = [micro.batch.num_images for micro in loader.in_order(100)]
     assert sum(shown) == 20  # validation shows no views
@@ -164,13 +164,13 @@ def test_buckets_keep_the_order_and_train_where_the_format_writes_the_size(tmp_p
     writes = load_for_training(
         None, ModelConfig(**{**vars(config), "layout": "lumina"}), **arguments
     )
-    micro = Loader(train, writes, batch_size=25, micro_batch=25, seed=0).step(0)[0]
+    micro = Loader(train, writes, batch_size=25, seed=0).step(0)[0]
     assert micro.batch.num_images == 25
     cells = sum(len(codes) for codes in train.image_ids)
     assert len(micro.batch.positions["hybnext"].flat_N) == cells
     fixed = load_for_training(None, config, **arguments)
     with pytest.raises(ValueError, match=r"4 grids .*paints one grid.*--framing crop or pad"):
-        Loader(train, fixed, batch_size=25, micro_batch=25, seed=0)
+        Loader(train, fixed, batch_size=25, seed=0)
 
 
 def test_llamagen_refuses_buckets_before_the_first_step(tmp_path):
@@ -187,7 +187,7 @@ def test_llamagen_refuses_buckets_before_the_first_step(tmp_path):
         class_names=["a", "b"],
     )
     with pytest.raises(ValueError, match=r"LlamaGen paints one grid"):
-        Loader(train, backbone, batch_size=5, micro_batch=5, seed=0)
+        Loader(train, backbone, batch_size=5, seed=0)
 
 
 def test_a_template_a_condition_and_a_size_decide_which_rows_there_are(tmp_path):

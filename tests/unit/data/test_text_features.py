@@ -244,7 +244,7 @@ def painter(slots: int = SLOTS, width: int = WIDTH) -> SimpleNamespace:
 
 def test_batches_carry_left_padded_captions(prepared: Path) -> None:
     dataset = open_dataset(prepared, features=())
-    loader = Loader(dataset, painter(), batch_size=6, micro_batch=3, seed=0, prompt_dropout=0.4)
+    loader = Loader(dataset, painter(), batch_size=6, accumulate=2, seed=0, prompt_dropout=0.4)
     dropped = 0
     for step in range(4):
         for micro in loader.step(step):
@@ -262,7 +262,7 @@ def test_batches_carry_left_padded_captions(prepared: Path) -> None:
             dropped += int(text.dropped_B.sum())
             assert micro.to(torch.device("cpu")).text is not None
     assert 3 <= dropped <= 17
-    again = Loader(dataset, painter(), batch_size=6, micro_batch=6, seed=0, prompt_dropout=0.4)
+    again = Loader(dataset, painter(), batch_size=6, seed=0, prompt_dropout=0.4)
     whole, parts = again.step(3)[0].text, [m.text for m in loader.step(3)]
     assert torch.equal(whole.values_BND, torch.cat([p.values_BND for p in parts]))
     assert torch.equal(whole.dropped_B, torch.cat([p.dropped_B for p in parts]))
@@ -278,7 +278,7 @@ def test_an_empty_caption_is_the_null_caption_under_one_token() -> None:
 def test_a_row_without_a_caption_is_trained_as_it_is_painted(prepared: Path) -> None:
     dataset = open_dataset(prepared, features=())
     dataset.texts = ["", *dataset.texts[1:]]
-    loader = Loader(dataset, painter(), batch_size=2, micro_batch=2, seed=0)
+    loader = Loader(dataset, painter(), batch_size=2, seed=0)
     text = next(loader.in_order(2)).text
     painted = TextFeatures.of([None], [False], SLOTS, WIDTH)
     assert text.dropped_B.tolist() == [True, False]
@@ -288,7 +288,7 @@ def test_a_row_without_a_caption_is_trained_as_it_is_painted(prepared: Path) -> 
 
 def test_what_does_not_fit_is_named(prepared: Path) -> None:
     dataset = open_dataset(prepared, features=())
-    sizes = {"batch_size": 1, "micro_batch": 1, "seed": 0}
+    sizes = {"batch_size": 1, "seed": 0}
     with pytest.raises(ValueError, match="16 values a token, the model takes 32"):
         Loader(dataset, painter(width=32), **sizes)
     with pytest.raises(ValueError, match=r"--data\.text"):
@@ -302,4 +302,4 @@ def test_a_sample_of_several_images_is_refused(prepared: Path) -> None:
     dataset = open_dataset(prepared, features=())
     dataset.samples[1] = dataset.samples[0]
     with pytest.raises(ValueError, match="several images"):
-        Loader(dataset, painter(), batch_size=1, micro_batch=1, seed=0)
+        Loader(dataset, painter(), batch_size=1, seed=0)

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from arra import cli
-from arra.config import AlignConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from arra.config import AlignConfig, EngineConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from arra.doctor.live import LiveBytes
 from arra.doctor.made_up import Material, one_image
 from arra.doctor.rehearsal import Rehearsal, rehearse
@@ -58,8 +58,8 @@ def test_each_flag_moves_its_own_part() -> None:
     assert averaged.memory.average == weights - plain.parts.projectors * 4
     deep = dataclasses.replace(MODEL, layers=6)
     kept = plan(config(model=deep)).memory.kept_by_blocks
-    recomputing = dataclasses.replace(deep, gradient_checkpointing=True)
-    assert plan(config(model=recomputing)).memory.kept_by_blocks < kept / 3
+    recomputing = EngineConfig(activation_checkpointing="full")
+    assert plan(config(model=deep, engine=recomputing)).memory.kept_by_blocks < kept / 3
     wide = dataclasses.replace(MODEL, hidden_size=128, mlp_size=256)
     full = plan(config(model=wide)).memory.optimizer
     assert plan(config(model=wide, optim=OptimConfig(bits=8))).memory.optimizer < 0.3 * full
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_told_what_to_change(
     assert found["fits"] is False
     assert found["accumulate"] == 32
     flags = [other["flags"] for other in found["alternatives"]]
-    assert flags[0] == "--model.gradient-checkpointing"
+    assert flags[0] == "--engine.activation-checkpointing full"
     assert all("--lora" not in other for other in flags), "nothing to adapt"
 
 

@@ -1,0 +1,98 @@
+"""The processes of one run: who this is, and the few things that all of them agree on.
+
+`torchrun` starts the processes and says by environment variables how many there are; without it
+there is one, and nothing here does anything. Tensors travel by the device's own backend (NCCL on
+GPUs); what steers the run (counts, stop signs, messages) by gloo on the CPU, so that agreeing never
+waits for a GPU.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: of this process, from 0; process 0 is the one that writes and prints.
+        size: how many there are.
+        local_rank, local_size: the same, on this machine.
+        device: what this process computes on.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            self.sum({})
+
+    def sum(self, numbers: Mapping[str, int]) -> dict[str, int]:
+        """Each number added over all processes; the names must be the same on each."""
+        if self.size == 1:
+            return dict(numbers)
+        total = torch.tensor([*numbers.values(), 1])
+        dist.all_reduce(total)
+        return dict(zip(numbers, total.tolist(), strict=False))
+
+    def on_main(self, act: Callable[[], Value]) -> Value:
+        """What `act` gives on process 0, on all of them; so is a mistake that it names.
+
+        Raises:
+            ValueError, OSError: raised by `act`, here and on every other process.
+        """
+        if self.size == 1:
+            return act()
+        said: list[Value | Exception] = []
+        if self.is_main:
+            try:
+                said.append(act())
+            except (ValueError, OSError) as error:
+                said.append(error)
+        heard: list[Value | Exception | None] = [*said] or [None]
+        dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+        (answer,) = heard
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+
+@contextmanager
+def open_world(device: str) -> Iterator[World]:
+    """Joins the processes that torchrun started; one that was started alone is a world of one.
+
+    Args:
+        device: "cpu", or "cuda": each process takes the GPU of its local rank.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        yield World(torch.device(device))
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    place = torch.device(device)
+    backend = "gloo"
+    if place.type == "cuda":
+        place, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(place)
+    dist.init_process_group(backend)
+    try:
+        local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        yield World(place, dist.get_rank(), dist.get_world_size(), local, local_size)
+    finally:
+        dist.destroy_process_group()
