@@ -182,8 +182,8 @@ def measured_live(case: Case) -> int:
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from arra.train.loop import optimizer_step
-    from arra.train.monitor import Tally
+    from arra.train.step import optimizer_step
+    from arra.train.tally import Tally
 
     torch.set_num_threads(1)
     gc.collect()  # what was released meanwhile would be subtracted
@@ -209,8 +209,8 @@ def measured_rss(case: Case) -> dict[str, Any]:
     """Peak resident set during steps 2 and 3 minus that before the model; seconds per step."""
     import torch
 
-    from arra.train.loop import optimizer_step
-    from arra.train.monitor import Tally
+    from arra.train.step import optimizer_step
+    from arra.train.tally import Tally
 
     torch.set_num_threads(1)
     run_of(dataclasses.replace(case, config=_tiny(case.config)))  # libraries load their parts
@@ -233,8 +233,8 @@ def measured_cuda(case: Case) -> dict[str, Any]:
     """The same on a GPU."""
     import torch
 
-    from arra.train.loop import optimizer_step
-    from arra.train.monitor import Tally
+    from arra.train.step import optimizer_step
+    from arra.train.tally import Tally
 
     run = run_of(dataclasses.replace(case, config=replace(case.config, device="cuda")))
     optimizer_step(run, 0, Tally())

@@ -6,7 +6,7 @@ import pytest
 
 from arra.files import read_json
 from arra.recipes import RECIPES
-from arra.train import setup
+from arra.train import claim
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(False, "float32"), (True, "bfloat16")])
@@ -15,9 +15,9 @@ def test_auto_is_decided_once(
 ) -> None:
     config = RECIPES["scenes"](str(tiny_dataset), str(tmp_path / "run"))
     assert config.dtype == "auto"
-    monkeypatch.setattr(setup, "pick_device", lambda device: "cpu")
-    monkeypatch.setattr(setup, "cpu_has_bfloat16", lambda: native)
-    assert setup.claim(config, tmp_path / "run")[0].dtype == dtype
+    monkeypatch.setattr(claim, "pick_device", lambda device: "cpu")
+    monkeypatch.setattr(claim, "cpu_has_bfloat16", lambda: native)
+    assert claim.claim(config, tmp_path / "run")[0].dtype == dtype
     assert read_json(tmp_path / "run" / "config.json")["dtype"] == dtype
-    monkeypatch.setattr(setup, "cpu_has_bfloat16", lambda: not native)
-    assert setup.claim(config, tmp_path / "run")[0].dtype == dtype
+    monkeypatch.setattr(claim, "cpu_has_bfloat16", lambda: not native)
+    assert claim.claim(config, tmp_path / "run")[0].dtype == dtype

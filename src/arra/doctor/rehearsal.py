@@ -28,9 +28,9 @@ from arra.models.adapted import Adapter, put_on
 from arra.models.base import Backbone, Grid
 from arra.models.outline import outline_for_training
 from arra.train.adapters import peft_config
-from arra.train.loop import optimizer_step
-from arra.train.monitor import Tally
 from arra.train.setup import Run, assemble
+from arra.train.step import optimizer_step
+from arra.train.tally import Tally
 from arra.train.world import World
 
 MICROS = 2

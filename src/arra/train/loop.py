@@ -1,26 +1,29 @@
 """The training loop: plain PyTorch, readable in one sitting.
 
 One image's way: data/loader.py lays it out -> `setup.Step` runs the backbone and taps it ->
-objective.py turns hidden states into sums -> this file divides, steps, logs and saves.
+objective.py turns hidden states into sums -> step.py divides and steps -> this file logs and saves.
 """
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from arra.config import TrainConfig
 from arra.device import pick_device
 from arra.models.loading import latest_checkpoint
 from arra.train import checkpoint
-from arra.train.monitor import Monitor, Tally, log_line, print_line, write_run_card
-from arra.train.optim import alignment_factor, clip, learning_rate
+from arra.train.claim import claim, manifest_hash, unclaim
+from arra.train.monitor import Monitor, log_line, print_line
+from arra.train.optim import alignment_factor, learning_rate
+from arra.train.run_card import write_run_card
 from arra.train.samples import paint_samples
-from arra.train.setup import Run, claim, manifest_hash, set_up, unclaim
+from arra.train.setup import Run, set_up
+from arra.train.step import optimizer_step, validate
+from arra.train.tally import Tally
 from arra.train.world import World, open_world
 
 
@@ -89,53 +92,6 @@ def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None
             checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
 
 
-def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
-    """One optimizer step: every term is divided once, by its count over all micro-batches."""
-    config, state = run.config, run.state
-    # Dropout inside a model, if any, depends on (seed, step) only: EDM2's way to an exact resume.
-    torch.manual_seed((config.seed << 32) + step)
-    factor = alignment_factor(step, config.steps, config.align)
-    micros = [micro.to(run.world.device) for micro in run.loader.step(step)]
-    counts = run.world.sum(_add_counts([run.step.objective.counts(m.batch) for m in micros]))
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(step, config.steps, config.optim)
-    loss = torch.zeros((), device=run.world.device)
-    for micro in micros:
-        with _autocast(config, run.world.device):
-            terms = run.step(micro, factor)
-        share = terms.total(counts)
-        share.backward()
-        loss = loss + share.detach()
-        tally.add_terms(terms)
-    tally.add("loss", loss, 1)
-    norm = clip(run.step.model, run.step.objective, config.optim.clip)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    if state.average is not None:
-        state.average.update(state.trained().items(), step)
-    return norm
-
-
-@torch.no_grad()
-def validate(run: Run) -> dict[str, float]:
-    """Mean terms over the first images of the validation split, prompts kept."""
-    assert run.validation is not None
-    tally = Tally()
-    run.step.eval()
-    for micro in run.validation.in_order(run.config.log.validate_images):
-        with _autocast(run.config, run.world.device):
-            terms = run.step(micro.to(run.world.device), 1.0)
-        tally.add_terms(terms)
-    run.step.train()
-    return log_line(tally.means())
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    if config.dtype == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU a run is a function of its config: no algorithm may depend on thread timing."""
@@ -145,7 +101,3 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _add_counts(parts: list[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(part[name] for part in parts) for name in parts[0]}

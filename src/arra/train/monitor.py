@@ -1,55 +1,15 @@
-"""What a run writes for people: log.jsonl, TensorBoard, run_card.json, progress on the terminal.
-
-Sums stay on the device until a log line is due: one read per log interval.
-"""
+"""What a run writes for people: log.jsonl, TensorBoard, progress on the terminal."""
 
 import json
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-import arra
 from arra.config import TrainConfig
-from arra.files import atomic_write, write_json
-from arra.objective import Terms
-
-
-class Tally:
-    """Running sums and counts of named quantities since the last log line."""
-
-    def __init__(self, saved: Mapping[str, tuple[float, float]] | None = None) -> None:
-        self.sums: dict[str, Tensor | float] = {}
-        self.counts: dict[str, float] = {}
-        for name, (total, count) in (saved or {}).items():
-            self.sums[name], self.counts[name] = total, count
-
-    def add(self, name: str, total: Tensor | float, count: float) -> None:
-        value = total.detach().double() if isinstance(total, Tensor) else total
-        self.sums[name] = self.sums.get(name, 0.0) + value
-        self.counts[name] = self.counts.get(name, 0) + count
-
-    def add_terms(self, terms: Terms) -> None:
-        for name, total in terms.sums.items():
-            self.add(name, total, terms.counts[name])
-        for name, (total, count) in terms.metrics.items():
-            self.add(name, total, count)
-
-    def means(self) -> dict[str, float]:
-        """Reads the device once."""
-        return {n: float(s) / self.counts[n] for n, s in self.sums.items() if self.counts[n]}
-
-    def saved(self) -> dict[str, tuple[float, float]]:
-        """For a checkpoint: what an interrupted interval has gathered."""
-        return {name: (float(s), self.counts[name]) for name, s in self.sums.items()}
+from arra.files import atomic_write
 
 
 def log_line(means: Mapping[str, float]) -> dict[str, float]:
@@ -129,52 +89,3 @@ def print_line(step: int, steps: int, fields: Mapping[str, float], remaining: st
     shown = ("loss_ar", "loss_gva", "gva_constant", "val_loss_ar", "images_per_s")
     parts = [f"{name} {fields[name]:.4g}" for name in shown if name in fields]
     print(f"step {step}/{steps}  {'  '.join(parts)}  {remaining} left", flush=True)
-
-
-def write_run_card(
-    run: Path, dataset_hash: str, features: Mapping[str, Any], seconds: float
-) -> None:
-    """run_card.json: what a stranger needs in order to judge whether this run can be repeated."""
-    write_json(
-        run / "run_card.json",
-        {
-            "arra": arra.__version__,
-            "commit": _commit(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-            "machine": platform.platform(),
-            "processor": _processor(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "threads": torch.get_num_threads(),
-            "dataset_manifest_sha256": dataset_hash,
-            "encoders": features,
-            "seconds": round(seconds, 1),
-        },
-    )
-
-
-def _commit() -> str | None:
-    """The package's commit, if it runs from a git checkout."""
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _processor() -> str | None:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        return None
-    return platform.processor() or None
