@@ -89,7 +89,7 @@ def test_patches_are_learned_and_leave_no_trace(
     # grids say something about the picture that the best constant does not
     assert 0.2 < logged[-1]["gva_constant"] < 1
     card = json.loads((Path(config.out) / "run_card.json").read_text())
-    assert card["encoders"]["patches"] == info.encoder
+    assert card["hashes"]["encoders"]["patches"] == info.encoder
     folder = export(ExportConfig(config.out, tmp_path / "model"))
     kept = load_file(folder / "model" / "model.safetensors")
     assert kept.keys() <= weights_of(config.out).keys()
@@ -188,7 +188,7 @@ def test_online_training_resumes_exactly(config: TrainConfig, tmp_path: Path) ->
     assert_same_run(config.out, again.out)
     card = json.loads((Path(config.out) / "run_card.json").read_text())
     known = json.loads((Path(config.out) / "online.json").read_text())
-    assert card["encoders"]["dino"] == known["dino"]["encoder"]
+    assert card["hashes"]["encoders"]["dino"] == known["dino"]["encoder"]
     known["dino"]["encoder"] = "another"
     (Path(again.out) / "online.json").write_text(json.dumps(known))
     with pytest.raises(ValueError, match=r"dino: .* another encoder than the one that .* begun"):

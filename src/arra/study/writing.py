@@ -140,7 +140,7 @@ class Writer:
             "metrics": metrics,
             "guidance": self.asked.guidance(arm.name),
             "batch_size": arm.config.batch_size,
-            "seconds": read_json(arm.run / "run_card.json")["seconds"],
+            "seconds": _seconds(arm),
             "command": "arra " + " ".join(arm.argv),
             "config": read_json(arm.run / "config.json"),
         }
@@ -222,12 +222,9 @@ class Writer:
             else f"{self.config.guidances[0]:g}",
             "commit": card["commit"] or "unknown (not run from a checkout)",
             "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
-            "hardware": f"{card['accelerator'] or card['processor'] or 'unknown processor'}, "
-            f"{card['threads']} thread{'s' if card['threads'] > 1 else ''} for each arm, "
-            f"{card['machine']}",
+            "hardware": _hardware(card["hardware"]),
             "seconds of training": ", ".join(
-                f"{name} {read_json(arm.run / 'run_card.json')['seconds']:.0f}"
-                for name, arm in pair.items()
+                f"{name} {_seconds(arm):.0f}" for name, arm in pair.items()
             ),
         }
 
@@ -299,6 +296,18 @@ def _codes(dataset: Dataset, rows: list[int], device: str) -> torch.Tensor:
     height, width = (int(side) for side in dataset.grids[rows[0]])
     codes = np.stack([dataset.image_ids[row] for row in rows]).astype(np.int64)
     return torch.from_numpy(codes).view(len(rows), height, width).to(device)
+
+
+def _seconds(arm: Arm) -> float:
+    return read_json(arm.run / "run_card.json")["progress"]["seconds"]
+
+
+def _hardware(known: dict[str, Any]) -> str:
+    threads = known["threads"]
+    return (
+        f"{known['accelerator'] or known['processor'] or 'unknown processor'}, {threads} "
+        f"thread{'s' if threads > 1 else ''} for each arm, {known['system']}"
+    )
 
 
 def _model(arm: Arm) -> str:

@@ -13,6 +13,7 @@ from arra.files import place, read_json, sha256_of, write_json
 from arra.models.adapted import OWN_BASE
 from arra.models.loading import PIPELINE, latest_checkpoint
 from arra.train.alignment import ONLINE
+from arra.train.run_card import FILE as RUN_CARD
 
 
 def claim(config: TrainConfig, folder: Path) -> tuple[TrainConfig, int]:
@@ -59,7 +60,7 @@ def unclaim(folder: Path) -> None:
     """
     if latest_checkpoint(folder) is not None or (folder / "log.jsonl").exists():
         return
-    for name in ("config.json", PIPELINE, ONLINE):
+    for name in ("config.json", PIPELINE, ONLINE, RUN_CARD):
         (folder / name).unlink(missing_ok=True)
     for name in ("model", "tokenizer", OWN_BASE, "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -16,10 +16,10 @@ from arra.config import TrainConfig
 from arra.device import pick_device
 from arra.models.loading import latest_checkpoint
 from arra.train import checkpoint
-from arra.train.claim import claim, manifest_hash, unclaim
+from arra.train.claim import claim, unclaim
 from arra.train.monitor import Monitor, log_line, print_line
 from arra.train.optim import alignment_factor, learning_rate
-from arra.train.run_card import write_run_card
+from arra.train.run_card import RunCard
 from arra.train.samples import paint_samples
 from arra.train.setup import Run, set_up
 from arra.train.step import optimizer_step, validate
@@ -49,22 +49,18 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
         info = checkpoint.restore(last, run.state) if last else fresh
         monitor = Monitor(folder, config, info["step"])
         try:
-            _loop(run, monitor, info, min(config.steps, stop_after or config.steps))
+            with RunCard(run, info["step"], started) as card:
+                _loop(run, monitor, card, info, min(config.steps, stop_after or config.steps))
         finally:
             monitor.close()
     except (ValueError, OSError):
         if world.is_main:
             unclaim(folder)
         raise
-    known = run.loader.dataset.manifest.aligned()
-    known |= {name: target.info for name, target in run.loader.targets.items()}
-    encoders = {name: info.encoder for name, info in known.items()}
-    seconds = time.monotonic() - started
-    write_run_card(folder, manifest_hash(config), encoders, seconds)
     return folder
 
 
-def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None:
+def _loop(run: Run, monitor: Monitor, card: RunCard, info: Mapping[str, Any], end: int) -> None:
     config, tally = run.config, Tally(info["tally"])
     for step in range(info["step"], end):
         norm = optimizer_step(run, step, tally)
@@ -90,6 +86,7 @@ def _loop(run: Run, monitor: Monitor, info: Mapping[str, Any], end: int) -> None
         if done % config.checkpoint.every == 0 or done == end:
             extra = {"tally": tally.saved()}
             checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
+            card.update(done)
 
 
 @contextmanager
