@@ -5,11 +5,13 @@
 
 The processes of `in_ranks` are forks: nothing is imported again, so two ranks cost milliseconds.
 The function finds the environment of torchrun (RANK, WORLD_SIZE, ...) and joins the group itself,
-by `open_world("cpu")` or by what it calls. It may be a closure; what it returns travels by a pipe.
+by `open_world("cpu")` or by what it calls. It may be a closure; what it returns travels by a pipe
+(by plain pickle: tensors by value, not as torch's shared memory, which would die with the rank).
 """
 
 import multiprocessing
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -88,9 +90,9 @@ def _child(
         "GLOO_SOCKET_IFNAME": "lo",
     }
     try:
-        pipe.send((True, act(*arguments)))
+        pipe.send_bytes(pickle.dumps((True, act(*arguments))))
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
     finally:
         pipe.close()
         sys.stdout.flush()
@@ -109,7 +111,7 @@ def _results(pipes: Sequence[Connection], deadline: float) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)  # type: ignore[arg-type]
             try:
-                good, value = pipe.recv()  # type: ignore[union-attr]
+                good, value = pickle.loads(pipe.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
                 good, value = False, "it died without a word"
             found[rank] = value

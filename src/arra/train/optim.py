@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from arra.config import AlignConfig, OptimConfig
@@ -83,6 +84,7 @@ def clip(model: nn.Module, objective: nn.Module, limit: float) -> Tensor:
     differ from its baseline by more than its loss.
     """
     norm = nn.utils.clip_grad_norm_(list(model.parameters()), limit)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     projectors = list(objective.parameters())
     if projectors:
         nn.utils.clip_grad_norm_(projectors, limit)

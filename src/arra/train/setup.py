@@ -32,6 +32,7 @@ from arra.train.adapters import adapted_backbone
 from arra.train.alignment import objective_of, online_targets, target_names
 from arra.train.blocks import engage
 from arra.train.optim import Average, build_optimizer
+from arra.train.parallel import Engine, after_wrapping, engine_of
 from arra.train.world import World
 
 
@@ -62,6 +63,7 @@ class Run:
     world: World
     backbone: Backbone
     step: Step
+    engine: Engine
     state: checkpoint.State
     loader: Loader
     validation: Loader | None
@@ -137,11 +139,16 @@ def assemble(
     loader, validation = _loaders(config, world, backbone, dataset, held_out, online)
     objective = objective_of(config, backbone, loader.targets).to(world.device)
     step = Step(backbone, objective)
+    names = {id(p): name for name, p in backbone.model.named_parameters()}
+    engine = engine_of(step, backbone.blocks, config, world)
+    adapter = adapter and after_wrapping(adapter, names, backbone.model)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
     optimizer = build_optimizer(backbone.model, objective, config.optim)
     state = checkpoint.State(backbone.model, objective, optimizer, average, adapter)
-    return Run(config, folder, world, backbone, step, state, loader, validation, tokenizer_spec)
+    return Run(
+        config, folder, world, backbone, step, engine, state, loader, validation, tokenizer_spec
+    )
 
 
 def _text_encoder(

@@ -4,8 +4,10 @@ Legend: see objective.py; a tensor here is a sum or a norm.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +21,7 @@ from arra.train.tally import Tally
 def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
     """One optimizer step: every term is divided once, by its count over all micro-batches."""
     config, state = run.config, run.state
-    # Dropout inside a model, if any, depends on (seed, step) only: EDM2's way to an exact resume.
-    torch.manual_seed((config.seed << 32) + step)
+    torch.manual_seed(_dropout_seed(config.seed, step, run.world.rank))
     factor = alignment_factor(step, config.steps, config.align)
     micros = [micro.to(run.world.device) for micro in run.loader.step(step)]
     counts = run.world.sum(_add_counts([run.step.objective.counts(m.batch) for m in micros]))
@@ -28,13 +29,15 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
         group["lr"] = learning_rate(step, config.steps, config.optim)
     loss = torch.zeros((), device=run.world.device)
     for micro in micros:
-        with _autocast(config, run.world.device):
-            terms = run.step(micro, factor)
-        share = terms.total(counts)
-        share.backward()
+        with run.engine.micro_batch(last=micro is micros[-1]):
+            with _autocast(config, run.world.device):
+                terms = run.engine.module(micro, factor)
+            share = terms.total(counts)
+            run.engine.backward(share)
         loss = loss + share.detach()
         tally.add_terms(terms)
-    tally.add("loss", loss, 1)
+    # The processes' shares of a step's loss are summed: it counts once.
+    tally.add("loss", loss, int(run.world.is_main))
     norm = clip(run.step.model, run.step.objective, config.optim.clip)
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -48,13 +51,29 @@ def validate(run: Run) -> dict[str, float]:
     """Mean terms over the first images of the validation split, prompts kept."""
     assert run.validation is not None
     tally = Tally()
+    loader, limit = run.validation, run.config.log.validate_images
+    images = min(limit, len(loader.samples))
+    rounds = range(-(-images // (loader.batch_size * run.world.size)))
     run.step.eval()
-    for micro in run.validation.in_order(run.config.log.validate_images):
+    # Where weights are gathered for a forward pass, all processes must do as many: one whose share
+    # is shorter repeats a batch that does not count.
+    for _, micro in zip_longest(rounds, loader.in_order(limit)):
+        shown = micro or run.loader.step(0)[0]
         with _autocast(run.config, run.world.device):
-            terms = run.step(micro.to(run.world.device), 1.0)
-        tally.add_terms(terms)
+            terms = run.engine.module(shown.to(run.world.device), 1.0)
+        if micro is not None:
+            tally.add_terms(terms)
     run.step.train()
     return log_line(tally.means())
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Dropout inside a model, if any, depends on (seed, step, rank) only: EDM2's way to an exact
+    resume."""
+    first = (seed << 32) + step
+    if rank == 0:
+        return first
+    return int(np.random.SeedSequence([first, rank]).generate_state(1, np.uint64)[0])
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -1,0 +1,150 @@
+"""How the processes of a run share one `Step`: each holds all of it (DDP), or shards of it (FSDP2).
+
+What is computed is the same: gradients are summed over processes once per optimizer step, after the
+last micro-batch, and every term is divided by its count over all of them (step.py). So both engines'
+own division by the number of processes is undone by one multiplication, in `Engine.backward`.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.export import register_dataclass
+from torch.nn.parallel import DistributedDataParallel
+
+from arra.config import EngineConfig, TrainConfig
+from arra.models.adapted import Adapter
+from arra.objective import Terms
+from arra.train.world import World
+
+# FSDP2 looks for tensors that need gradients in what a module returns.
+register_dataclass(Terms, serialized_type_name="arra.objective.Terms")
+
+
+class Engine:
+    """A `Step` as one of several processes runs it.
+
+    Attributes:
+        module: what is called for the terms of a micro-batch.
+    """
+
+    def __init__(self, module: nn.Module, world: World) -> None:
+        self.module, self.world = module, world
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Around the forward and backward pass of one micro-batch: gradients stay on their process
+        until the step's last one."""
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(last)
+            self.module.set_is_last_backward(last)
+            yield
+        elif isinstance(self.module, DistributedDataParallel):
+            with nullcontext() if last else self.module.no_sync():
+                yield
+        else:
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of this process's share of the loss; over processes they are summed.
+
+        Both engines take a mean over processes, which is right for losses that are means.
+        """
+        (loss * self.world.size).backward()
+
+    @contextmanager
+    def painting(self) -> Iterator[None]:
+        """Around calls of the model that do not pass through `Step`: what is sharded outside of the
+        blocks is gathered. The processes must make the same calls."""
+        if not isinstance(self.module, FSDPModule):
+            yield
+            return
+        self.module.unshard()
+        try:
+            yield
+        finally:
+            self.module.reshard()
+
+
+def engine_of(
+    step: nn.Module, blocks: Iterable[nn.Module], config: TrainConfig, world: World
+) -> Engine:
+    """Wraps a `Step`, in place where it is sharded: collect its parameters afterwards.
+
+    Raises:
+        ValueError: the flags do not fit one another, or the number of processes.
+    """
+    if world.size == 1:
+        return Engine(step, world)
+    if config.engine.parallel == "ddp":
+        return Engine(_replicated(step, config, world.device), world)
+    _check_sharding(config)
+    mesh = _mesh(config.engine, world)
+    # Blocks are gathered in bfloat16; what surrounds them (tables, norm, projectors) stays as it
+    # is, and with it the residual stream, as on one device. Inputs are autocast's to cast.
+    half = config.dtype == "bfloat16"
+    inner = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if half else None,
+        reduce_dtype=torch.float32 if half else None,
+        cast_forward_inputs=False,
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=inner)
+    outer = MixedPrecisionPolicy(cast_forward_inputs=False)
+    return Engine(fully_shard(step, mesh=mesh, mp_policy=outer), world)
+
+
+def _replicated(
+    step: nn.Module, config: TrainConfig, device: torch.device
+) -> DistributedDataParallel:
+    # A schedule that ends the alignment leaves projectors without a gradient.
+    late = config.align.schedule in ("stop", "cosine") and config.align.until < 1
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for `broadcast_buffers`, which 2.11 does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            step,
+            None if device.type == "cpu" else [device],
+            broadcast_buffers=False,
+            find_unused_parameters=late,
+        )
+
+
+def _check_sharding(config: TrainConfig) -> None:
+    if config.lora.quantize != "none":
+        raise ValueError(
+            "--lora.quantize: 4-bit weights cannot be sharded: use --engine.parallel ddp"
+        )
+    if config.optim.bits == 8:
+        raise ValueError(
+            "--optim.bits 8: bitsandbytes' states cannot be sharded: use --engine.parallel ddp, or "
+            "--optim.bits 32, whose states are sharded over the processes"
+        )
+
+
+def _mesh(config: EngineConfig, world: World) -> DeviceMesh:
+    kind = world.device.type
+    if config.parallel != "hybrid":
+        return init_device_mesh(kind, (world.size,))
+    shard = config.shard_ranks or world.local_size
+    if world.size % shard:
+        raise ValueError(
+            f"--engine.shard-ranks {shard} does not divide the {world.size} processes of the run"
+        )
+    shape = (world.size // shard, shard)
+    return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def after_wrapping(adapter: Adapter, before: dict[int, str], model: nn.Module) -> Adapter:
+    """The adapter with the parameters that sharding put in place of its own.
+
+    Args:
+        before: id -> name of the model's parameters before it was wrapped.
+    """
+    now = dict(model.named_parameters())
+    return replace(adapter, tensors={n: now[before[id(t)]] for n, t in adapter.tensors.items()})
