@@ -40,6 +40,14 @@ class MicroBatch:
         return MicroBatch(self.batch.to(device), features, text)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A sample as it is used once."""
+
+    rows: Sequence[int]  # its own, or those of one of its views
+    dropped: bool  # whether its prompt is
+
+
 class Loader:
     """Rows of a prepared dataset as micro-batches for one backbone.
 
@@ -91,6 +99,7 @@ class Loader:
         self.captions = self._caption_column() if backbone.text_slots else None
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._draws = lru_cache(maxsize=2)(self._drawn)
+        self._dropped = lru_cache(maxsize=2)(self._chance)
         self._check_grids()
         self._ending = lru_cache(maxsize=64)(lambda grid: len(backbone.wrapping(grid)[1]))
         self.targets = stored_targets(dataset) | dict(online or {})
@@ -103,16 +112,28 @@ class Loader:
 
         The global batch is cut into ranks x accumulate slices that differ by one sample at most.
         """
-        generator = np.random.default_rng([self.seed, step])
-        dropped = generator.random(self.batch_size) < self.prompt_dropout
         parts = self.ranks * self.accumulate
-        slices = np.array_split(np.arange(self.batch_size), parts)
-        texts = np.array_split(np.arange(self.text_rows) + step * self.text_rows, parts)
         first = step * self.batch_size
+        slices = np.array_split(np.arange(first, first + self.batch_size), parts)
+        texts = np.array_split(np.arange(self.text_rows) + step * self.text_rows, parts)
         return [
-            self._collate([self._sample_at(first + int(k)) for k in part], dropped[part], passages)
+            self.collate([self.at(int(position)) for position in part], passages)
             for part, passages in list(zip(slices, texts, strict=True))[self._own]
         ]
+
+    def at(self, position: int) -> Drawn:
+        """The sample at a position of the run: that of step s and place k is s * batch_size + k."""
+        step, place = divmod(position, self.batch_size)
+        return Drawn(self._sample_at(position), bool(self._dropped(step)[place]))
+
+    def draw(self, index: int, view: float, prompt: float) -> Drawn:
+        """Sample `index` of `samples`, for a driver with an order of its own.
+
+        Args:
+            view, prompt: uniform in [0, 1): which view is used, and whether the prompt is dropped.
+        """
+        choices = self._choices[index]
+        return Drawn(choices[int(view * len(choices))], prompt < self.prompt_dropout)
 
     @property
     def _own(self) -> slice:
@@ -123,33 +144,34 @@ class Loader:
         time and no prompt dropped: for validation."""
         samples = self.samples[:limit]
         for i in range(self.rank * self.batch_size, len(samples), self.ranks * self.batch_size):
-            part = samples[i : i + self.batch_size]
-            yield self._collate(part, np.zeros(len(part), bool), np.zeros(0, int))
+            yield self.collate([Drawn(rows, False) for rows in samples[i : i + self.batch_size]])
 
     # ---- one batch ------------------------------------------------------------------------------
 
-    def _collate(
-        self, samples: Sequence[Sequence[int]], dropped: np.ndarray, texts: np.ndarray
+    def collate(
+        self, samples: Sequence[Drawn], texts: Sequence[int] | np.ndarray = ()
     ) -> MicroBatch:
-        rows = [self._lay_out(s, bool(d)) for s, d in zip(samples, dropped, strict=True)]
+        """These samples, and these of the passages of plain text, as what one forward takes."""
+        rows = [self._lay_out(sample.rows, sample.dropped) for sample in samples]
         rows += [self._passage(int(i)) for i in texts]
         batch = self.backbone.layout.collate(rows)
-        indices = [row for sample in samples for row in sample]
+        indices = [row for sample in samples for row in sample.rows]
         features = {
             name: Feature(target.of(indices), *self._constants[name])
             for name, target in self.targets.items()
         }
         assert batch.num_images == len(indices)
+        dropped = [sample.dropped for sample in samples]
         return MicroBatch(batch, features, self._text_features(indices, dropped))
 
-    def _text_features(self, rows: Sequence[int], dropped: np.ndarray) -> TextFeatures | None:
+    def _text_features(self, rows: Sequence[int], dropped: Sequence[bool]) -> TextFeatures | None:
         """The captions of a batch that has one image a sequence."""
         if self.captions is None:
             return None
         texts = self.dataset.texts  # an empty one is the null caption, as in painting
         captions = [torch.tensor(self.captions[row]) if texts[row] else None for row in rows]
         slots, width = self.backbone.text_slots, self.backbone.text_width
-        return TextFeatures.of(captions, dropped.tolist(), slots, width)
+        return TextFeatures.of(captions, dropped, slots, width)
 
     def _caption_column(self) -> TextColumn:
         """The one text encoder's features; checks that they fit the model and the samples."""
@@ -245,8 +267,11 @@ class Loader:
     def _sample_at(self, index: int) -> Sequence[int]:
         """Of a sample with views one is drawn, its own rows among them, as LlamaGen does."""
         epoch, position = divmod(index, len(self.samples))
-        choices = self._choices[self._order(epoch)[position]]
-        return choices[int(self._draws(epoch)[position] * len(choices))]
+        return self.draw(self._order(epoch)[position], self._draws(epoch)[position], 1.0).rows
+
+    def _chance(self, step: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, step])
+        return generator.random(self.batch_size) < self.prompt_dropout
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.samples))
