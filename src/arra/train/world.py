@@ -9,8 +9,8 @@ waits for a GPU.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ class World:
         size: how many there are.
         local_rank, local_size: the same, on this machine.
         device: what this process computes on.
+        group: whose messages are whose; None = the one that all share.
     """
 
     device: torch.device
@@ -34,6 +35,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -49,8 +51,12 @@ class World:
         if self.size == 1:
             return dict(numbers)
         total = torch.tensor([*numbers.values(), 1])
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return dict(zip(numbers, total.tolist(), strict=False))
+
+    def apart(self) -> "World":
+        """The same processes with messages of their own, for a thread beside the main one."""
+        return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo"))
 
     def on_main(self, act: Callable[[], Value]) -> Value:
         """What `act` gives on process 0, on all of them; so is a mistake that it names.
@@ -60,18 +66,35 @@ class World:
         """
         if self.size == 1:
             return act()
-        said: list[Value | Exception] = []
-        if self.is_main:
-            try:
-                said.append(act())
-            except (ValueError, OSError) as error:
-                said.append(error)
-        heard: list[Value | Exception | None] = [*said] or [None]
-        dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
-        (answer,) = heard
+        heard = [_tried(act) if self.is_main else None]
+        dist.broadcast_object_list(heard, src=0, group=self.group, device=torch.device("cpu"))
+        return _told(heard)[0]
+
+    def on_all(self, act: Callable[[], Value]) -> list[Value]:
+        """What `act` gives on each process, in their order, on all of them; so is a mistake.
+
+        Raises:
+            ValueError, OSError: raised by `act` on one of them.
+        """
+        if self.size == 1:
+            return [act()]
+        heard: list[Value | Exception | None] = [None] * self.size
+        dist.all_gather_object(heard, _tried(act), group=self.group)
+        return _told(heard)
+
+
+def _tried(act: Callable[[], Value]) -> Value | Exception:
+    try:
+        return act()
+    except (ValueError, OSError) as error:
+        return error
+
+
+def _told(answers: list[Any]) -> list[Any]:
+    for answer in answers:
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[return-value]
+    return answers
 
 
 @contextmanager
