@@ -1,4 +1,4 @@
-"""Small training runs put together in memory, with no run folder, for tests of what a step computes.
+"""Small training runs put together in memory, with no run folder: for tests of what steps compute.
 
 run = small_run(config, data, world)
 """

@@ -1,8 +1,10 @@
 """How the processes of a run share one `Step`: each holds all of it (DDP), or shards of it (FSDP2).
 
-What is computed is the same: gradients are summed over processes once per optimizer step, after the
-last micro-batch, and every term is divided by its count over all of them (step.py). So both engines'
-own division by the number of processes is undone by one multiplication, in `Engine.backward`.
+What is computed is the same: gradients are summed over processes once per optimizer step, after
+the last micro-batch, and every term is divided by its count over all of them (step.py). Both
+engines would take a mean, which is right for losses that are means; they are told to add. (To scale
+the loss up instead would be the same but for rounding: transformers' norms compute in float32, and
+3 x / 3 is not x.)
 """
 
 import warnings
@@ -11,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -49,13 +52,6 @@ class Engine:
                 yield
         else:
             yield
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of this process's share of the loss; over processes they are summed.
-
-        Both engines take a mean over processes, which is right for losses that are means.
-        """
-        (loss * self.world.size).backward()
 
     @contextmanager
     def painting(self) -> Iterator[None]:
@@ -96,7 +92,12 @@ def engine_of(
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=inner)
     outer = MixedPrecisionPolicy(cast_forward_inputs=False)
-    return Engine(fully_shard(step, mesh=mesh, mp_policy=outer), world)
+    sharded = fully_shard(step, mesh=mesh, mp_policy=outer)
+    for module in step.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other, NCCL needs no other
+    return Engine(sharded, world)
 
 
 def _replicated(
@@ -107,12 +108,20 @@ def _replicated(
     with warnings.catch_warnings():
         # torch 2.13 has another name for `broadcast_buffers`, which 2.11 does not know.
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
+        replicated = DistributedDataParallel(
             step,
             None if device.type == "cpu" else [device],
             broadcast_buffers=False,
             find_unused_parameters=late,
         )
+    replicated.register_comm_hook(None, _added)
+    return replicated
+
+
+def _added(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's reduction of some gradients: their sum."""
+    done = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return done.then(lambda future: future.value()[0])
 
 
 def _check_sharding(config: TrainConfig) -> None:

@@ -33,7 +33,7 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
             with _autocast(config, run.world.device):
                 terms = run.engine.module(micro, factor)
             share = terms.total(counts)
-            run.engine.backward(share)
+            share.backward()
         loss = loss + share.detach()
         tally.add_terms(terms)
     # The processes' shares of a step's loss are summed: it counts once.
