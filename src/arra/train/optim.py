@@ -12,23 +12,29 @@ from arra.config import AlignConfig, OptimConfig
 from arra.models.four_bits import require_bitsandbytes
 
 
+def decayed_parameters(model: PreTrainedModel, objective: nn.Module) -> list[nn.Parameter]:
+    """Matrices decay; norms, biases and token tables do not (rows of rare tokens would only
+    shrink)."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    # An adapter keeps the rows that train beside the table, as parameters of their own.
+    tables |= {id(p) for p in model.get_input_embeddings().parameters()}
+    trained = [p for m in (model, objective) for p in m.parameters() if p.requires_grad]
+    return [p for p in trained if p.ndim >= 2 and id(p) not in tables]
+
+
 def build_optimizer(
     model: PreTrainedModel, objective: nn.Module, config: OptimConfig
 ) -> torch.optim.Optimizer:
     """AdamW with every trainable parameter in exactly one group.
 
-    Matrices decay; norms, biases and token tables do not (rows of rare tokens would only shrink).
     With `bits` 8 both moments are bitsandbytes' blockwise quantised ones (arXiv 2110.02861);
     parameters of less than 4,096 values keep float32 states.
 
     Raises:
         ValueError: 8 bits without bitsandbytes.
     """
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    # An adapter keeps the rows that train beside the table, as parameters of their own.
-    tables |= {id(p) for p in model.get_input_embeddings().parameters()}
     trained = [p for m in (model, objective) for p in m.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
+    decayed = decayed_parameters(model, objective)
     chosen = {id(p) for p in decayed}
     rest = [p for p in trained if id(p) not in chosen]
     assert len(decayed) + len(rest) == len({id(p) for p in trained}), "a parameter has two groups"
