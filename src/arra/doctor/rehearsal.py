@@ -138,8 +138,10 @@ def rehearse(
     done = min(accumulate, MICROS)
     data = dataclasses.replace(config.data, prompt_dropout=0.0)
     optim = dataclasses.replace(config.optim, bits=32)
+    # A compiler needs values; what it fuses away is memory that the plan has too much.
+    engine = dataclasses.replace(config.engine, compile=False)
     planned = dataclasses.replace(
-        config, batch_size=micro * done, micro_batch=micro, data=data, optim=optim
+        config, batch_size=micro * done, micro_batch=micro, data=data, optim=optim, engine=engine
     )
     live = LiveBytes()
     try:

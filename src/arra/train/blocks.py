@@ -1,22 +1,26 @@
 """Decoder blocks that are computed again in the backward pass, and compiled.
 
 Both change a block's `forward` alone: names of parameters, hooks (the taps, FSDP2's) and whatever
-the family does around its blocks stay. Without gradients, as in painting, a block is as it was.
+the family does around its blocks stay. Without gradients nothing is computed again; `eagerly` is
+for what needs no compiled blocks: painting and validation, whose shapes are others.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
+    noop_context_fn,
 )
+from transformers import PreTrainedModel
+from transformers.utils import output_capturing
 
 from arra.config import EngineConfig
+from arra.models.base import Backbone
 
 _aten = torch.ops.aten
 KEPT = {
@@ -30,31 +34,49 @@ KEPT = {
     _aten._scaled_dot_product_cudnn_attention.default,
 }
 """What selective checkpointing keeps: what costs most to compute again. All else is elementwise."""
+VARIANTS = 64
+"""Of a compiled block, at most: batches of one row, a first block whose input has no gradient, ...
+Each is compiled once; torch's limit, from which on it would compile no more, is 8."""
 
 
-def engage(blocks: Iterable[nn.Module], config: EngineConfig) -> None:
-    """Makes each block's forward as the config says, in place."""
-    if config.activation_checkpointing == "none" and not config.compile:
-        return
-    for block in blocks:
-        block.forward = _training_forward(block.forward, config)
+def engage(backbone: Backbone, config: EngineConfig) -> None:
+    """Makes each block's forward as the config says, in place.
 
-
-def _training_forward(plain: Callable[..., Any], config: EngineConfig) -> Callable[..., Any]:
-    training = plain
-    if config.activation_checkpointing == "full":
-        training = functools.partial(checkpoint, plain, use_reentrant=False)
-    elif config.activation_checkpointing == "selective":
+    A block that the compiler cannot take whole is an error at the first step, not a slower run.
+    """
+    contexts: Any = noop_context_fn
+    if config.activation_checkpointing == "selective":
         contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-        training = functools.partial(checkpoint, plain, use_reentrant=False, context_fn=contexts)
     if config.compile:
-        training = torch.compile(training)
+        _forget_collectors(backbone.model)
+        torch._dynamo.config.recompile_limit = VARIANTS
+    for block in backbone.blocks:
+        forward = block.forward
+        if config.activation_checkpointing != "none":
+            forward = functools.partial(
+                checkpoint, forward, use_reentrant=False, context_fn=contexts
+            )
+        if config.compile:
+            forward = torch.compile(forward, fullgraph=True)
+        block.forward = forward
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return training(*args, **kwargs) if torch.is_grad_enabled() else plain(*args, **kwargs)
 
-    return forward
+def eagerly() -> AbstractContextManager[Any]:
+    """Around forward passes for which no block is to be compiled anew."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _forget_collectors(model: PreTrainedModel) -> None:
+    """Takes back the hooks that transformers leaves in a model that was asked for hidden states (by
+    the probes at load): they read a ContextVar, which no compiler traces. They come back when a
+    model is asked again."""
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if hook.__module__ == output_capturing.__name__:
+                del module._forward_hooks[key]
+        if isinstance(module, PreTrainedModel):
+            vars(module)["_output_capturing_hooks_installed"] = False

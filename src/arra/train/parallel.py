@@ -92,12 +92,12 @@ def engine_of(
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=inner)
     outer = MixedPrecisionPolicy(cast_forward_inputs=False)
-    sharded = fully_shard(step, mesh=mesh, mp_policy=outer)
+    fully_shard(step, mesh=mesh, mp_policy=outer)
     for module in step.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other, NCCL needs no other
-    return Engine(sharded, world)
+    return Engine(step, world)
 
 
 def _replicated(

@@ -135,7 +135,7 @@ def assemble(
     with a backbone that has no memory behind its tensors). `online` are the targets, of train and
     of val, that the dataset does not hold."""
     backbone.to(world.device).model.train()
-    engage(backbone.blocks, config.engine)
+    engage(backbone, config.engine)
     loader, validation = _loaders(config, world, backbone, dataset, held_out, online)
     objective = objective_of(config, backbone, loader.targets).to(world.device)
     step = Step(backbone, objective)
