@@ -230,6 +230,11 @@ class LogConfig:
     """Steps between sample grids; 0 = none."""
     samples: int = 16
     """Images in a sample grid."""
+    probe_every: int = 0
+    """Steps between probes of how much of the targets each layer holds (docs/watching.md), and
+    once more at the end; 0 = none. The plain baseline is probed for the dataset's features."""
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Where curves and pictures go besides TensorBoard; each needs `pip install 'arra[NAME]'`."""
 
 
 @dataclass(frozen=True)

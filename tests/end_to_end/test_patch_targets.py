@@ -27,6 +27,7 @@ from arra.data.shards import open_dataset
 from arra.encoders import load_encoder
 from arra.export import ExportConfig, export
 from arra.train.loop import train
+from arra.train.throughput import MEASURED
 
 STEPS = 20
 CLIP = "builtin:scenes-clip"
@@ -61,7 +62,7 @@ def config(scenes: Path, tmp_path: Path) -> TrainConfig:
 
 def log_of(run: str | Path) -> list[dict]:
     lines = (Path(run) / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "images_per_s"} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in lines]
 
 
 def weights_of(run: str | Path, name: str = "model") -> dict[str, torch.Tensor]:

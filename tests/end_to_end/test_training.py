@@ -32,6 +32,7 @@ from arra.models import load_model
 from arra.models.loading import load_for_training
 from arra.train.loop import train
 from arra.train.optim import learning_rate
+from arra.train.throughput import MEASURED
 
 STEPS = 8
 
@@ -55,7 +56,7 @@ def config(tiny_dataset: Path, tmp_path: Path) -> TrainConfig:
 
 def log_of(run: str | Path) -> list[dict]:
     lines = (Path(run) / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "images_per_s"} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in lines]
 
 
 def weights_of(run: str | Path, name: str = "model") -> dict[str, torch.Tensor]:

@@ -326,7 +326,7 @@ def test_no_extra_is_needed_to_import() -> None:
     """Every module imports with all packages of the extras absent, and prints nothing."""
     absent = (
         "torchvision timm open_clip torch_fidelity accelerate datasets scipy torchmetrics peft "
-        "bitsandbytes ray upath"
+        "bitsandbytes ray upath wandb trackio"
     )
     names = sorted(NAMES - {"arra.__main__"})
     code = (

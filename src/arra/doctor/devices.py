@@ -72,6 +72,17 @@ def gpu_named(name: str, dtype: str) -> Device:
     return Device(name, sheet.memory * GIB, peak, OF_PEAK, f"data sheet, dense {dtype}")
 
 
+def peak_tflops(driver_name: str, dtype: str) -> float | None:
+    """The data sheet's 10^12 dense products per second of a GPU, by the name that its driver gives
+    it; None for one that is not in the table. Cards that share a name but are slower are not."""
+    words = set(driver_name.lower().replace("rtx ", "rtx").replace("-", " ").split())
+    slower = {"ti", "super", "laptop", "nvl"} | ({"pcie"} if "h100" in words else set())
+    for name, sheet in GPUS.items():
+        if set(name.split("-")) <= words and not slower & words:
+            return sheet.bfloat16 if dtype == "bfloat16" else sheet.float32
+    return None
+
+
 def this_device(kind: str, dtype: str, threads: int) -> Device:
     """The machine that this runs on, its rate measured in a fraction of a second."""
     if kind == "cpu":

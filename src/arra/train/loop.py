@@ -17,13 +17,14 @@ from arra.device import pick_device
 from arra.models.loading import latest_checkpoint
 from arra.train import checkpoint
 from arra.train.claim import claim, unclaim
-from arra.train.monitor import Monitor, log_line, print_line
+from arra.train.monitor import Monitor, log_line
 from arra.train.optim import alignment_factor, learning_rate
 from arra.train.run_card import RunCard
 from arra.train.samples import paint_samples
 from arra.train.setup import Run, set_up
 from arra.train.step import optimizer_step, validate
 from arra.train.tally import Tally
+from arra.train.trackers import require_trackers
 from arra.train.world import World, open_world
 
 
@@ -40,6 +41,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
 def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     started = time.monotonic()
     folder = Path(config.out)
+    world.on_main(lambda: require_trackers(config.log.trackers))
     config, threads = world.on_main(lambda: claim(config, folder))
     torch.set_num_threads(threads)
     try:
@@ -47,12 +49,9 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
         last = latest_checkpoint(folder)
         fresh: dict[str, Any] = {"step": 0, "tally": {}}
         info = checkpoint.restore(last, run.state) if last else fresh
-        monitor = Monitor(folder, config, info["step"])
-        try:
-            with RunCard(run, info["step"], started) as card:
-                _loop(run, monitor, card, info, min(config.steps, stop_after or config.steps))
-        finally:
-            monitor.close()
+        end = min(config.steps, stop_after or config.steps)
+        with RunCard(run, info["step"], started) as card, Monitor(run, info["step"]) as monitor:
+            _loop(run, monitor, card, info, end)
     except (ValueError, OSError):
         if world.is_main:
             unclaim(folder)
@@ -66,6 +65,7 @@ def _loop(run: Run, monitor: Monitor, card: RunCard, info: Mapping[str, Any], en
         norm = optimizer_step(run, step, tally)
         tally.add("grad_norm", norm, 1)
         done = step + 1
+        monitor.step(done)
         finished = done == config.steps
         if done % config.log.every == 0 or finished:
             means = tally.means()
@@ -73,19 +73,21 @@ def _loop(run: Run, monitor: Monitor, card: RunCard, info: Mapping[str, Any], en
                 "lambda": config.align.weight * alignment_factor(step, config.steps, config.align),
                 "lr": learning_rate(step, config.steps, config.optim),
                 "grad_norm": means["grad_norm"],
-                "images_per_s": monitor.images_per_second(done),
+                **monitor.measured(done, means),
             }
             every = config.log.validate_every
             if run.validation and (finished or (every and done % every == 0)):
-                fields |= {f"val_{k}": v for k, v in validate(run).items()}
+                with monitor.apart():
+                    fields |= {f"val_{k}": v for k, v in validate(run).items()}
             monitor.write(done, fields)
-            print_line(done, config.steps, fields, monitor.remaining(done))
             tally = Tally()
         if config.log.sample_every and done % config.log.sample_every == 0:
-            paint_samples(run, done)
+            with monitor.apart():
+                monitor.picture("samples", paint_samples(run, done), done)
         if done % config.checkpoint.every == 0 or done == end:
             extra = {"tally": tally.saved()}
-            checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
+            with monitor.apart():
+                checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
             card.update(done)
 
 

@@ -1,15 +1,21 @@
-"""What a run writes for people: log.jsonl, TensorBoard, progress on the terminal."""
+"""What a run says of itself while it lasts: log.jsonl, trackers, progress on the terminal."""
 
 import json
 import math
-import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-from torch.utils.tensorboard import SummaryWriter
+from PIL import Image
 
-from arra.config import TrainConfig
 from arra.files import atomic_write
+from arra.train.progress import Live
+from arra.train.throughput import Throughput
+from arra.train.trackers import Trackers
+
+if TYPE_CHECKING:
+    from arra.train.setup import Run
 
 
 def log_line(means: Mapping[str, float]) -> dict[str, float]:
@@ -31,15 +37,38 @@ def log_line(means: Mapping[str, float]) -> dict[str, float]:
 
 
 class Monitor:
-    """Writes log lines; a resumed run drops those after the step that it resumes from."""
+    """Writes the log's lines; a resumed run drops those after the step that it resumes from.
 
-    def __init__(self, run: Path, config: TrainConfig, first_step: int) -> None:
-        self.path = run / "log.jsonl"
-        self.config = config
-        self._keep_until(first_step)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step or None)
-        self.started, self.first_step = time.monotonic(), first_step
-        self.last = (self.started, first_step)
+    A context; all processes of a run hold one, process 0 writes and shows.
+
+    Args:
+        run: whose folder it writes to.
+        first_step: optimizer steps done before this session.
+    """
+
+    def __init__(self, run: "Run", first_step: int) -> None:
+        self.run, self.path = run, run.folder / "log.jsonl"
+        self.throughput = Throughput(run, first_step)
+        self._live: Live | None = None
+        self._trackers: Trackers | None = None
+        if run.world.is_main:
+            self._keep_until(first_step)
+            self._trackers = Trackers(run.folder, run.config, first_step)
+            self._live = Live(run.config.steps, first_step)
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.close()
+        if self._trackers is not None:
+            self._trackers.close(failed=error is not None)
 
     def _keep_until(self, step: int) -> None:
         if not self.path.exists():
@@ -48,6 +77,21 @@ class Monitor:
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def measured(self, step: int, means: Mapping[str, float]) -> dict[str, float]:
+        """Speed and memory since the last log line; all processes call it."""
+        return self.throughput.since_last(step, means)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around what is no training: validation, painting, checkpoints."""
+        with self.throughput.apart():
+            yield
+
+    def step(self, step: int) -> None:
+        """So many optimizer steps are done."""
+        if self._live is not None:
+            self._live.step(step)
 
     def write(self, step: int, fields: Mapping[str, float]) -> None:
         """Appends one line for `step` optimizer steps done.
@@ -61,31 +105,15 @@ class Monitor:
                 f"{bad[0]} is {fields[bad[0]]} at step {step}: lower --optim.lr, or use --dtype "
                 f"float32; the last checkpoint before it is kept in {self.path.parent}"
             )
-        line = {"step": step, "images_seen": step * self.config.batch_size, **fields}
+        if self._trackers is None or self._live is None:
+            return
+        line = {"step": step, "images_seen": step * self.run.config.batch_size, **fields}
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
-        for name, value in fields.items():
-            self.board.add_scalar(name, value, step)
+        self._trackers.scalars(fields, step)
+        self._live.line(step, fields)
 
-    def images_per_second(self, step: int) -> float:
-        """Since the last call."""
-        now = time.monotonic()
-        rate = (step - self.last[1]) * self.config.batch_size / max(now - self.last[0], 1e-9)
-        self.last = (now, step)
-        return rate
-
-    def remaining(self, step: int) -> str:
-        """Time to the last step at this run's mean speed, as m:ss."""
-        done = step - self.first_step
-        seconds = (time.monotonic() - self.started) / max(done, 1) * (self.config.steps - step)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-    def close(self) -> None:
-        self.board.close()
-
-
-def print_line(step: int, steps: int, fields: Mapping[str, float], remaining: str) -> None:
-    """One readable line a log interval."""
-    shown = ("loss_ar", "loss_gva", "gva_constant", "val_loss_ar", "images_per_s")
-    parts = [f"{name} {fields[name]:.4g}" for name in shown if name in fields]
-    print(f"step {step}/{steps}  {'  '.join(parts)}  {remaining} left", flush=True)
+    def picture(self, name: str, picture: Image.Image | None, step: int) -> None:
+        """Hands a picture to the trackers; None on processes that have none."""
+        if self._trackers is not None and picture is not None:
+            self._trackers.picture(name, picture, step)

@@ -8,13 +8,16 @@ import torch
 from arra.files import atomic_write
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from arra.data.loader import Loader
     from arra.generate.captions import PromptFeatures
     from arra.train.setup import Run
 
 
-def paint_samples(run: "Run", step: int) -> None:
-    """Writes samples/step-XXXXXXXX.png: the first prompts of the validation (or training) split."""
+def paint_samples(run: "Run", step: int) -> "Image.Image":
+    """Writes samples/step-XXXXXXXX.png: the first prompts of the validation (or training) split;
+    returns it."""
     from arra.data.images import grid
     from arra.data.views import common_grid
     from arra.generate.pipeline import Pipeline
@@ -34,8 +37,10 @@ def paint_samples(run: "Run", step: int) -> None:
         images = pipe(prompts, seeds=list(range(len(prompts))))
     run.step.train()
     columns = max(1, round(len(prompts) ** 0.5))
+    painted = grid(images, columns, captions=prompts)
     with atomic_write(run.folder / "samples" / f"step-{step:08d}.png") as temporary:
-        grid(images, columns, captions=prompts).save(temporary, format="PNG")
+        painted.save(temporary, format="PNG")
+    return painted
 
 
 def _prompts(source: "Loader", count: int) -> list[str]:

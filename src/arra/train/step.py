@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from arra.config import TrainConfig
+from arra.data.loader import MicroBatch
 from arra.train.monitor import log_line
 from arra.train.optim import alignment_factor, clip, learning_rate
 from arra.train.setup import Run
@@ -38,6 +39,8 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
         tally.add_terms(terms)
     # The processes' shares of a step's loss are summed: it counts once.
     tally.add("loss", loss, int(run.world.is_main))
+    for name, amount in _work(micros).items():
+        tally.add(name, amount, int(run.world.is_main))
     norm = clip(run.step.model, run.step.objective, config.optim.clip)
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -65,6 +68,16 @@ def validate(run: Run) -> dict[str, float]:
             tally.add_terms(terms)
     run.step.train()
     return log_line(tally.means())
+
+
+def _work(micros: list[MicroBatch]) -> dict[str, int]:
+    """What a model's operations are counted by (throughput.py): padding is computed as well."""
+    shapes = [micro.batch.ids_BT.shape for micro in micros]
+    return {
+        "tokens": sum(rows * length for rows, length in shapes),
+        "squares": sum(rows * length**2 for rows, length in shapes),
+        "labels": sum(micro.batch.trained_N.numel() for micro in micros),
+    }
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

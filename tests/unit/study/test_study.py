@@ -21,6 +21,7 @@ from arra.study import arms, questions
 from arra.study.arms import StudyConfig, checkpoint_steps, make_arms, run_study, train_flags
 from arra.study.prompts import Prompts, prompts_of
 from arra.study.worker import WorkerJob, answer
+from arra.train.throughput import MEASURED
 
 SETTINGS = (
     *("steps=4", "batch-size=4", "dtype=float32", "log.every=1", "align.layer=1", "model.layers=2"),
@@ -226,7 +227,7 @@ def test_in_real_processes_with_a_kill_in_between(study, config, tmp_path):
     whole = study.parent
     for arm in ("plain", "aligned"):
         mine, theirs = (
-            [{k: v for k, v in line.items() if k != "images_per_s"} for line in pair["log"]]
+            [{k: v for k, v in line.items() if k not in MEASURED} for line in pair["log"]]
             for pair in (
                 read_json(folder / "results.json")["pairs"][0]["arms"][arm]
                 for folder in (out, whole)
