@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from arra.config import EngineConfig, TrainConfig
 from arra.models.adapted import Adapter
 from arra.objective import Terms
+from arra.train.blocks import eagerly
 from arra.train.world import World
 
 # FSDP2 looks for tensors that need gradients in what a module returns.
@@ -56,15 +57,16 @@ class Engine:
     @contextmanager
     def painting(self) -> Iterator[None]:
         """Around calls of the model that do not pass through `Step`: what is sharded outside of the
-        blocks is gathered. The processes must make the same calls."""
-        if not isinstance(self.module, FSDPModule):
-            yield
-            return
-        self.module.unshard()
-        try:
-            yield
-        finally:
-            self.module.reshard()
+        blocks is gathered, and no block is compiled. The processes must make the same calls."""
+        sharded = self.module if isinstance(self.module, FSDPModule) else None
+        with eagerly():
+            if sharded is not None:
+                sharded.unshard()
+            try:
+                yield
+            finally:
+                if sharded is not None:
+                    sharded.reshard()
 
 
 def engine_of(

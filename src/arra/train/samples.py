@@ -27,7 +27,7 @@ def paint_samples(run: "Run", step: int) -> "Image.Image":
     prompts = _prompts(source, run.config.log.samples)
     tokenizer = load_image_tokenizer(run.tokenizer_spec, device=str(run.world.device))
     run.step.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), run.engine.painting():
         pipe = Pipeline(
             run.backbone,
             tokenizer,

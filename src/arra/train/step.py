@@ -13,6 +13,7 @@ from torch import Tensor
 
 from arra.config import TrainConfig
 from arra.data.loader import MicroBatch
+from arra.train.blocks import eagerly
 from arra.train.monitor import log_line
 from arra.train.optim import alignment_factor, clip, learning_rate
 from arra.train.setup import Run
@@ -62,7 +63,7 @@ def validate(run: Run) -> dict[str, float]:
     # is shorter repeats a batch that does not count.
     for _, micro in zip_longest(rounds, loader.in_order(limit)):
         shown = micro or run.loader.step(0)[0]
-        with _autocast(run.config, run.world.device):
+        with eagerly(), _autocast(run.config, run.world.device):
             terms = run.engine.module(shown.to(run.world.device), 1.0)
         if micro is not None:
             tally.add_terms(terms)
