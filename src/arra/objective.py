@@ -11,14 +11,15 @@ Legend: B sequences, T tokens, N listed positions, d model width, E images of th
 D width of a target, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arra.cross_entropy import Kernel, chunked_cross_entropy, wide
 from arra.layout import Batch, Positions
 
 
@@ -92,8 +93,12 @@ class Feature:
     mean: Tensor
     constant: Tensor
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Feature":
+        """The same with `change` applied to every tensor."""
+        return Feature(change(self.values), change(self.mean), change(self.constant))
+
     def to(self, device: torch.device | str) -> "Feature":
-        return Feature(self.values.to(device), self.mean.to(device), self.constant.to(device))
+        return self.mapped(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class Objective(nn.Module):
         z_loss: weight of log(Z)^2, independent of the alignment (1e-5 in the paper).
         vocabulary: ids that the softmax runs over; None = all of them, as at inference.
         chunk: positions per chunk of the cross entropy; T x V logits never exist.
+        kernel: what computes it (`cross_entropy.kernel_for`).
         seed: of the projectors' initial weights.
     """
 
@@ -137,12 +143,13 @@ class Objective(nn.Module):
         z_loss: float = 0.0,
         vocabulary: Sequence[int] | None = None,
         chunk: int = 1024,
+        kernel: Kernel = "ours",
         seed: int = 0,
     ) -> None:
         super().__init__()
         # lambda = 0 is the plain baseline: the term is skipped, not multiplied by zero.
         self.targets = tuple(t for t in targets if t.weight > 0)
-        self.z_loss, self.chunk = z_loss, chunk
+        self.z_loss, self.chunk, self.kernel = z_loss, chunk, kernel
         generator = torch.Generator().manual_seed(seed)
         self.projectors = nn.ModuleDict(
             {
@@ -195,6 +202,7 @@ class Objective(nn.Module):
             vocabulary_V=self.vocabulary_V,
             with_z=self.z_loss > 0,
             chunk=self.chunk,
+            kernel=self.kernel,
         )
         sums, weights = {"ar": ce_sum}, {"ar": 1.0}
         if self.z_loss > 0:
@@ -213,7 +221,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over images of 1 - cos, and what it must be compared with."""
         positions = batch.positions[target.positions]
-        dtype = _wide(taps[target.layers[0]])
+        dtype = wide(taps[target.layers[0]])
         wanted_ED = feature.values.to(dtype)
         if target.centred:
             wanted_ED = wanted_ED - feature.mean
@@ -255,122 +263,8 @@ def _key(target: Target, layer: int) -> str:
     return f"{target.name}@{layer}".replace(".", "_")
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    """The type that losses are computed in: float32, whatever autocast does, or float64."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _share_of_image(positions: Positions, num_images: int, dtype: torch.dtype) -> Tensor:
     """1 / (positions of the same image), so that a sum over N is a mean per image."""
     ones_N = torch.ones_like(positions.image_N, dtype=dtype)
     count_E = ones_N.new_zeros(num_images).index_add_(0, positions.image_N, ones_N)
     return count_E.reciprocal()[positions.image_N]
-
-
-def chunked_cross_entropy(
-    hidden_ND: Tensor,
-    labels_N: Tensor,
-    head: nn.Module,
-    *,
-    vocabulary_V: Tensor | None = None,
-    with_z: bool = False,
-    chunk: int = 1024,
-) -> tuple[Tensor, Tensor]:
-    """Sums of -log p(label) and of log(Z)^2 over N positions, without N x V logits.
-
-    Gradients are computed chunk by chunk during the forward pass, so that no chunk's logits outlive
-    it; backward only scales them. `vocabulary_V` restricts the softmax to those ids.
-
-    Returns:
-        (cross entropy, z): float32 scalars; z is 0 and carries no gradient unless `with_z`.
-    """
-    parameters = [p for p in head.parameters() if p.requires_grad]
-    if not torch.is_grad_enabled():
-        return _no_grad_sums(hidden_ND, labels_N, head, vocabulary_V, with_z, chunk)
-    ce_sum, z_sum = _ChunkedCrossEntropy.apply(
-        hidden_ND, labels_N, head, vocabulary_V, with_z, chunk, *parameters
-    )
-    return ce_sum, z_sum
-
-
-def _chunk_sums(
-    hidden_ND: Tensor,
-    labels_N: Tensor,
-    head: nn.Module,
-    vocabulary_V: Tensor | None,
-    with_z: bool,
-) -> tuple[Tensor, Tensor]:
-    logits_NV = head(hidden_ND)
-    logits_NV = logits_NV.to(_wide(logits_NV))
-    if vocabulary_V is not None:
-        logits_NV = logits_NV.index_select(-1, vocabulary_V)
-        labels_N = torch.searchsorted(vocabulary_V, labels_N)
-    log_z_N = logits_NV.logsumexp(-1)
-    ce = (log_z_N - logits_NV.gather(-1, labels_N[:, None]).squeeze(-1)).sum()
-    return ce, log_z_N.square().sum() if with_z else log_z_N.new_zeros(())
-
-
-def _no_grad_sums(
-    hidden_ND: Tensor,
-    labels_N: Tensor,
-    head: nn.Module,
-    vocabulary_V: Tensor | None,
-    with_z: bool,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    ce_sum = z_sum = torch.zeros((), device=hidden_ND.device)
-    for hidden, labels in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
-        ce, z = _chunk_sums(hidden, labels, head, vocabulary_V, with_z)
-        ce_sum, z_sum = ce_sum + ce, z_sum + z
-    return ce_sum, z_sum
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        labels_N: Tensor,
-        head: nn.Module,
-        vocabulary_V: Tensor | None,
-        with_z: bool,
-        chunk: int,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        terms = 2 if with_z else 1
-        sums = [torch.zeros((), device=hidden_ND.device) for _ in range(2)]
-        hidden_grads = [torch.zeros_like(hidden_ND) for _ in range(terms)]
-        parameter_grads = [[torch.zeros_like(p) for p in parameters] for _ in range(terms)]
-        for start in range(0, len(hidden_ND), chunk):
-            part = slice(start, start + chunk)
-            with torch.enable_grad():
-                hidden = hidden_ND[part].detach().requires_grad_()
-                outputs = _chunk_sums(hidden, labels_N[part], head, vocabulary_V, with_z)
-            for i in range(terms):
-                sums[i] = sums[i] + outputs[i].detach()
-                grads = torch.autograd.grad(
-                    outputs[i], [hidden, *parameters], retain_graph=i + 1 < terms
-                )
-                hidden_grads[i][part] = grads[0]
-                for total, grad in zip(parameter_grads[i], grads[1:], strict=True):
-                    total += grad
-        ctx.terms = terms
-        ctx.save_for_backward(*hidden_grads, *_flat(parameter_grads))
-        if not with_z:
-            ctx.mark_non_differentiable(sums[1])
-        return sums[0], sums[1]
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        saved, terms = ctx.saved_tensors, ctx.terms
-        hidden_grads, flat = saved[:terms], saved[terms:]
-        per_term = len(flat) // terms
-        hidden_grad = sum(g * o for g, o in zip(hidden_grads, outer, strict=False))
-        parameter_grads = [
-            sum(flat[i * per_term + j] * outer[i] for i in range(terms)) for j in range(per_term)
-        ]
-        return (hidden_grad, None, None, None, None, None, *parameter_grads)
-
-
-def _flat(lists: Iterable[Iterable[Tensor]]) -> list[Tensor]:
-    return [tensor for inner in lists for tensor in inner]

@@ -76,7 +76,8 @@ def _inside(name: str, *packages: str) -> bool:
 ONLY = {
     "arra.files": (),
     "arra.layout": (),
-    "arra.objective": ("arra.layout",),
+    "arra.cross_entropy": (),
+    "arra.objective": ("arra.cross_entropy", "arra.layout"),
     "arra.resolve": ("arra.files",),
 }
 # What a part must never import, not even inside a function. The way down is
