@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from arra.config import TrainConfig
+from arra.cross_entropy import kernel_for
 from arra.data.shards import Dataset
 from arra.data.targets import TargetValues
 from arra.models.base import Backbone
@@ -106,5 +107,12 @@ def objective_of(
         z_loss=config.loss.z,
         vocabulary=vocabulary,
         chunk=config.loss.chunk,
+        kernel=kernel_for(
+            config.engine.cross_entropy,
+            backbone.head,
+            backbone.device,
+            restricted=vocabulary is not None,
+            with_z=config.loss.z > 0,
+        ),
         seed=config.seed,
     )

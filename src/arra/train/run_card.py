@@ -42,6 +42,7 @@ class Session:
             interrupted (Ctrl-C), failed, or killed: found by the session after it.
         from_step, to_step: optimizer steps done; the second as of the last checkpoint.
         processes, machines, device, threads: what it ran on; threads are those of one process.
+        cross_entropy: the kernel of the loss, ours or liger.
         seconds: from the start, up to the last checkpoint or the end.
         error: what it failed with.
     """
@@ -53,6 +54,7 @@ class Session:
     machines: int
     device: str
     threads: int
+    cross_entropy: str = "ours"
     how: str = "running"
     ended: str | None = None
     seconds: float = 0.0
@@ -82,6 +84,7 @@ class RunCard:
             machines=_machines(run.world),
             device=_device(run.world),
             threads=torch.get_num_threads(),
+            cross_entropy=run.step.objective.kernel,
         )
         self.sessions.append(self.session)
         self._about = _about(run) if run.world.is_main else {}
