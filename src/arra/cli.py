@@ -32,7 +32,8 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit code 0 = done, 2 = wrong use, 1 = failed."""
+    """Runs one verb. Exit code 0 = done, 2 = wrong use, 1 = failed, 130 = Ctrl-C; of `train` also
+    75 = SIGTERM, its state saved (raised as SystemExit)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        return _complain("stopped; the same command goes on where it was", 1)
+        return _complain("stopped; the same command goes on where it was", 130)
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise

@@ -218,6 +218,8 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
     """How many checkpoints to keep; 0 = all."""
+    background: bool = True
+    """Write while training goes on: takes memory for a copy of the state on the machine."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
 """From a run to an ordinary checkpoint of its own architecture: nothing of ARRA remains in it."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from safetensors.torch import save_file
 
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BaseRecord
 from arra.models.folders import open_text_tokenizer, without_progress_bar
-from arra.models.loading import PIPELINE, latest_checkpoint, load_checkpoint
+from arra.models.loading import PIPELINE, load_checkpoint, weights_of
+from arra.models.run_folder import latest_checkpoint, read_part, read_state
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def export(config: ExportConfig) -> Path:
         written = read_json(run / "config.json")
         origin = {
             "recipe": written["recipe"],
-            "step": read_json(checkpoint / "state.json")["step"],
+            "step": read_state(checkpoint)["step"],
             "weights": config.weights,
             "alignment": written["align"],
             **({} if adapted is None else {"adapter": written["lora"]}),
@@ -78,12 +79,10 @@ def _export_adapter(config: ExportConfig, checkpoint: Path, adapted: dict[str, A
     run, out = Path(config.run), Path(config.out)
     if adapted is None:
         raise ValueError(f"{run} trained the whole model: there is no adapter to write")
-    file = checkpoint / (ADAPTER_WEIGHTS if config.weights == "raw" else "ema.safetensors")
-    if not file.is_file():
-        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
+    tensors = read_part(weights_of(checkpoint, config.weights))
     described = read_json(checkpoint / ADAPTER_CONFIG)
     described["base_model_name_or_path"] = BaseRecord(**adapted).name(run)
     with atomic_dir(out) as temporary:
         write_json(temporary / ADAPTER_CONFIG, described)
-        shutil.copyfile(file, temporary / ADAPTER_WEIGHTS)
+        save_file(tensors, temporary / ADAPTER_WEIGHTS, {"format": "pt"})
     return out

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from saved_runs import assert_same, tensors_of
 from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
 from arra.cli import main
@@ -113,10 +113,7 @@ def test_a_stopped_run_ends_at_the_same_weights(dataset: Path, tmp_path: Path) -
     trained(dataset, parts)
     shutil.rmtree(parts / "checkpoints" / "step-00000010")
     trained(dataset, parts)
-    name = "checkpoints/step-00000010/model.safetensors"
-    one, other = load_file(whole / name), load_file(parts / name)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_same(tensors_of(whole), tensors_of(parts))
 
 
 def test_captions_without_features_train_a_language_model(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from saved_runs import tensors_of
 
 from arra.config import (
     AlignConfig,
@@ -65,14 +66,9 @@ def log_of(run: str | Path) -> list[dict]:
     return [{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in lines]
 
 
-def weights_of(run: str | Path, name: str = "model") -> dict[str, torch.Tensor]:
-    last = max((Path(run) / "checkpoints").glob("step-*"))
-    return load_file(last / f"{name}.safetensors")
-
-
 def assert_same_run(a: str | Path, b: str | Path) -> None:
     for name in ("model", "objective", "optimizer"):
-        first, second = weights_of(a, name), weights_of(b, name)
+        first, second = tensors_of(a, name), tensors_of(b, name)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
     assert log_of(a) == log_of(b)
@@ -93,7 +89,7 @@ def test_patches_are_learned_and_leave_no_trace(
     assert card["hashes"]["encoders"]["patches"] == info.encoder
     folder = export(ExportConfig(config.out, tmp_path / "model"))
     kept = load_file(folder / "model" / "model.safetensors")
-    assert kept.keys() <= weights_of(config.out).keys()
+    assert kept.keys() <= tensors_of(config.out).keys()
     assert not any("project" in name for name in kept)
     texts = [path.read_text() for path in (folder / "model").glob("*.json")]
     assert not any("patches" in text or "scenes-clip" in text for text in texts)

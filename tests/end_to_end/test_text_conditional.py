@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from saved_runs import tensors_of
 from tiny_t5 import WIDTH, save_tiny_t5
 from transformers import AutoModel
 
@@ -94,10 +94,6 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(config(data, tmp_path_factory.mktemp("runs") / "run"))
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "step-00000005" / "model.safetensors")
-
-
 def test_a_run_learns_from_features_and_says_whose(run: Path, data: Path, t5: Path) -> None:
     info = open_dataset(data).manifest.text_features["t5"]
     assert read_json(run / "pipeline.json")["text_encoder"] == {
@@ -112,17 +108,18 @@ def test_a_run_learns_from_features_and_says_whose(run: Path, data: Path, t5: Pa
     assert lines[-1]["loss_gva"] > 0
     assert (run / "samples" / "step-00000005.png").is_file()
     torch.manual_seed(0)
-    start = load_file(run / "checkpoints" / "step-00000002" / "model.safetensors")
-    moved = {name for name, value in weights(run).items() if not torch.equal(value, start[name])}
+    start = tensors_of(run, step=2)
+    end = tensors_of(run)
+    moved = {name for name, value in end.items() if not torch.equal(value, start[name])}
     assert {"cls_embedding.cap_proj.fc1.weight", "cls_embedding.uncond_embedding"} <= moved
 
 
-def test_a_stopped_run_ends_at_the_same_weights(run: Path, data: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_at_the_same_tensors_of(run: Path, data: Path, tmp_path: Path) -> None:
     settings = config(data, tmp_path / "again")
     train(settings, stop_after=3)
     train(settings)
-    again = weights(tmp_path / "again")
-    for name, value in weights(run).items():
+    again = tensors_of(tmp_path / "again")
+    for name, value in tensors_of(run).items():
         assert torch.equal(value, again[name]), name
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -18,12 +17,20 @@ from arra.config import ModelConfig
 from arra.files import read_json, write_json
 from arra.foreign import read_foreign
 from arra.layout import Layout
-from arra.models.adapted import ADAPTER_WEIGHTS, BaseRecord, load_merged
+from arra.models.adapted import BaseRecord, load_merged
 from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import CausalLM, grow
 from arra.models.families import family_named, family_of, open_foreign
 from arra.models.folders import cast_weights, open_text_tokenizer
 from arra.models.probes import check
+from arra.models.run_folder import (
+    latest_checkpoint,
+    load_part,
+    own_tensors,
+    read_part,
+    read_state,
+    weights_folder,
+)
 from arra.resolve import resolve_folder
 
 PIPELINE = "pipeline.json"
@@ -106,50 +113,41 @@ def load_checkpoint(
             run keeps one.
 
     Raises:
-        ValueError: no averaged weights were kept, or a file does not fit.
+        ValueError: no averaged weights were kept, or a file is missing, damaged or does not fit.
     """
+    part = weights_of(checkpoint, weights)
     described = read_json(run / PIPELINE)
     layout = Layout.from_json(described["layout"])
     family = family_of(run / "model")
     texts = run / "tokenizer"
     tokenizer = open_text_tokenizer(texts) if texts.is_dir() else None
     adapted = described.get("adapter")
-    file = checkpoint / ("model.safetensors" if adapted is None else ADAPTER_WEIGHTS)
-    averaged = checkpoint / "ema.safetensors"
-    if weights == "ema" and not averaged.is_file():
-        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
-    if weights != "raw" and averaged.is_file():
-        file = averaged
     if adapted is not None:
         record = BaseRecord(**adapted)
-        tensors = load_file(file)
-        return load_merged(family, run, record, tensors, checkpoint, tokenizer, layout)
+        return load_merged(family, run, record, read_part(part), checkpoint, tokenizer, layout)
     model = family.empty_model(run / "model")
-    load_weights(model, load_file(file), file)
+    load_part(part, own_tensors(model))
     return family.assemble(model, tokenizer, layout)
+
+
+def weights_of(checkpoint: Path, weights: Literal["best", "raw", "ema"]) -> Path:
+    """The part of a checkpoint that holds these weights; best = the average, where there is one.
+
+    Raises:
+        ValueError: no averaged weights were kept, or the checkpoint is not whole.
+    """
+    averaged = any(name.startswith("ema/") for name in read_state(checkpoint)["sha256"])
+    if weights == "ema" and not averaged:
+        run = checkpoint.parent.parent
+        raise ValueError(f"{run} kept no averaged weights (--optim.ema 0): use --weights raw")
+    raw = weights == "raw" or not averaged
+    return weights_folder(checkpoint) if raw else checkpoint / "ema"
 
 
 def model_place(spec: str | Path) -> Path:
     """The checkpoint file, or the folder, that is meant."""
     path = Path(spec).expanduser()
     return path if path.is_file() else resolve_folder(spec, "model")
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest finished checkpoint of a run folder (unfinished ones have hidden names)."""
-    return max((run / "checkpoints").glob("step-*"), default=None)
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Loads `weights` strictly, but for tables that the architecture ties to one another."""
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    stored = {p.data_ptr() for name, p in model.named_parameters() if name in weights}
-    all_names = dict(model.named_parameters(remove_duplicate=False))
-    missing = [n for n in missing if n not in all_names or all_names[n].data_ptr() not in stored]
-    if missing or unexpected:
-        raise ValueError(
-            f"{source} does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}"
-        )
 
 
 def load_for_training(

@@ -1,4 +1,4 @@
-"""The checkpoints in a run folder, as those see them that open one; train/checkpoint.py writes them.
+"""The checkpoints in a run folder, for all that open one; train/checkpoint.py writes them.
 
 checkpoints/step-00001000/
     model/       shard-00001-model-00001-of-00001.safetensors, shard-00002-..., one of each process:
@@ -33,6 +33,10 @@ FORMAT = 2
 """Of a checkpoint's files; 1 was one file for each part."""
 
 
+class Damaged(ValueError):
+    """A checkpoint is not as it was written."""
+
+
 def step_name(step: int) -> str:
     """The name of the checkpoint after `step` optimizer steps."""
     return f"step-{step:08d}"
@@ -52,12 +56,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's state.json.
 
     Raises:
-        ValueError: a file is missing, or another version of this package wrote the checkpoint.
+        Damaged: a file is missing.
+        ValueError: another version of this package wrote the checkpoint.
     """
     try:
         state = read_json(checkpoint / "state.json")
-    except FileNotFoundError:
-        raise ValueError(f"{checkpoint} is not whole: it has no state.json") from None
+    except (FileNotFoundError, ValueError) as error:
+        raise Damaged(str(error)) from None
     found = state.get("format", 1)
     if found != FORMAT:
         raise ValueError(
@@ -66,7 +71,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         )
     for name in state["sha256"]:
         if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint} is not whole: {name} is missing")
+            raise Damaged(f"{checkpoint / name} is missing")
     return state
 
 
@@ -79,17 +84,21 @@ def weights_folder(checkpoint: Path) -> Path:
 def stored_tensors(part: Path) -> dict[str, TensorStorageMetadata]:
     """Size, type and shards of each tensor of a part, from its files' headers.
 
+    A part without tensors has no folder.
+
     Raises:
-        ValueError: a file is damaged, or shards are missing.
+        Damaged: a file is cut off, or shards are missing.
     """
+    if not part.is_dir():
+        return {}
     try:
         stored = dcp.HuggingFaceStorageReader(str(part)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{part} cannot be read ({error}): it is missing or damaged") from None
+        raise Damaged(f"{part} cannot be read ({error}): it is damaged") from None
     found = {n: t for n, t in stored.items() if isinstance(t, TensorStorageMetadata)}
     for name, tensor in found.items():
         if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) != math.prod(tensor.size):
-            raise ValueError(f"{part} is not whole: shards of {name} are missing")
+            raise Damaged(f"{part} is not whole: shards of {name} are missing")
     return found
 
 
@@ -100,7 +109,7 @@ def load_part(part: Path, tensors: Mapping[str, Tensor]) -> None:
     another, and no whole tensor is held besides.
 
     Raises:
-        ValueError: names or shapes are others, or a file is damaged.
+        ValueError: names or shapes are others, or a file is damaged (`Damaged`).
     """
     stored = stored_tensors(part)
     wrong = sorted(stored.keys() ^ tensors.keys())
@@ -116,14 +125,14 @@ def load_part(part: Path, tensors: Mapping[str, Tensor]) -> None:
             held = {name: tensor.detach() for name, tensor in tensors.items()}
             dcp.load(held, storage_reader=reader, no_dist=True)
         except dcp.CheckpointException as error:
-            raise ValueError(f"{part} cannot be read: {failure_of(error)}") from error
+            raise Damaged(f"{part} cannot be read: {failure_of(error)}") from error
 
 
 def read_part(part: Path) -> dict[str, Tensor]:
     """The whole tensors of a part, on the CPU.
 
     Raises:
-        ValueError: a file is damaged, or shards are missing.
+        Damaged: a file is cut off, or shards are missing.
     """
     tensors = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)

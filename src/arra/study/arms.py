@@ -20,7 +20,7 @@ import tyro
 from arra.config import TrainConfig
 from arra.device import pick_device
 from arra.files import read_json, write_json
-from arra.models.loading import latest_checkpoint
+from arra.models.run_folder import latest_checkpoint, step_name
 from arra.recipes import RECIPES
 from arra.study.processes import Job, python, run_jobs
 from arra.study.results import ARMS
@@ -306,11 +306,6 @@ def train_arms(config: StudyConfig, arms: list[Arm], say: Callable[[str], None])
         if not arm.finished
     ]
     run_jobs(jobs, parallel=config.parallel, threads=config.threads_each, say=say)
-
-
-def step_name(step: int) -> str:
-    """The name of a checkpoint's folder."""
-    return f"step-{step:08d}"
 
 
 def checkpoint_steps(config: StudyConfig, train: TrainConfig) -> list[int]:

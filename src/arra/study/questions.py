@@ -19,7 +19,8 @@ from arra.encoders import load_encoder
 from arra.evaluate.features import image_features
 from arra.evaluate.images import load_images
 from arra.files import read_json, write_json
-from arra.study.arms import Arm, StudyConfig, checkpoint_steps, step_name
+from arra.models.run_folder import step_name
+from arra.study.arms import Arm, StudyConfig, checkpoint_steps
 from arra.study.measuring import Judge, examine, score
 from arra.study.processes import Job, python, run_jobs
 from arra.study.prompts import TRAIN, Prompts, prompts_of

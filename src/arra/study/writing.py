@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from arra.data.images import to_pil
 from arra.data.shards import Dataset, open_dataset
 from arra.evaluate.protocol import versions
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
-from arra.study.arms import Arm, checkpoint_steps, step_name
+from arra.models.run_folder import step_name, stored_tensors, weights_folder
+from arra.study.arms import Arm, checkpoint_steps
 from arra.study.measuring import (
     Answers,
     Judge,
@@ -311,11 +311,10 @@ def _hardware(known: dict[str, Any]) -> str:
 
 
 def _model(arm: Arm) -> str:
-    """Where the model came from and how large it is, from its last checkpoint's header."""
-    file = arm.run / "checkpoints" / step_name(arm.config.steps) / "model.safetensors"
-    with safe_open(file, framework="pt") as weights:
-        names = weights.keys()  # not iterable itself
-        size = sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    """Where the model came from and how large it is, by its last checkpoint."""
+    checkpoint = arm.run / "checkpoints" / step_name(arm.config.steps)
+    stored = stored_tensors(weights_folder(checkpoint))
+    size = sum(math.prod(tensor.size) for tensor in stored.values())
     model = arm.config.model
     origin = arm.config.model_path or (
         f"{model.layers} blocks of width {model.hidden_size}, from random weights"

@@ -30,7 +30,8 @@ from arra.models.base import Backbone
 from arra.models.families import family_of
 from arra.models.folders import cast_weights, open_text_tokenizer, without_progress_bar
 from arra.models.four_bits import Compute, linear_layers, quantize, require_bitsandbytes
-from arra.models.loading import PIPELINE, latest_checkpoint
+from arra.models.loading import PIPELINE
+from arra.models.run_folder import latest_checkpoint
 from arra.resolve import resolve_folder
 
 

@@ -1,28 +1,53 @@
-"""A run's state on disk: safetensors and JSON only, visible only when complete.
+"""Saving and restoring a run's state: safetensors and JSON only, visible only when complete.
 
-checkpoints/step-00001000/
-    model.safetensors       the model's own state dict; of an adapter run instead
-    adapter_model.safetensors, adapter_config.json      all of it that trains: a peft folder
-    ema.safetensors         the averaged weights, if any, under the same names
-    objective.safetensors   projectors (training only: never exported)
-    optimizer.safetensors   `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`; 8 bits have other keys
-    state.json              step, pending log sums, SHA-256 of the files above
+The layout of a checkpoint is in models/run_folder.py. Each process writes the shards that it holds
+(torch.distributed.checkpoint, flat names, tensors only), the first one all else. Everything goes
+into a folder with a hidden name, is flushed and hashed there, and process 0 renames it when all are
+done: a run killed at any moment has whole checkpoints only. While files are written training goes
+on, for they are written from copies.
 """
 
 import shutil
+import sys
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
-from arra.files import atomic_dir, read_json, sha256_of, write_json
+from arra.config import CheckpointConfig
+from arra.files import atomic_dir, sha256_of, write_json
 from arra.models.adapted import ADAPTER_WEIGHTS, Adapter
-from arra.models.loading import load_weights
+from arra.models.run_folder import (
+    FORMAT,
+    Damaged,
+    failure_of,
+    finished_checkpoints,
+    load_part,
+    own_tensors,
+    read_state,
+    step_name,
+    stored_tensors,
+    weights_folder,
+)
 from arra.train.optim import Average
+from arra.train.world import World
+
+Parts = dict[str, dict[str, Tensor]]
+
+FILE_BYTES = 1 << 30
+"""Of one file of one process, about: torch holds a file's bytes twice more while it writes it."""
 
 
 @dataclass
@@ -45,66 +70,9 @@ class State:
         """The model's parameters that move, under the names that a checkpoint gives them."""
         return trained_tensors(self.model, self.adapter)
 
-
-def save(run: Path, step: int, state: State, extra: Mapping[str, Any], keep: int) -> Path:
-    """Writes checkpoint `step` (optimizer steps done) and removes the oldest beyond `keep`.
-
-    Raises:
-        FloatingPointError: the weights are no longer finite; the last good checkpoint stays.
-    """
-    if not all(bool(torch.isfinite(p).all()) for p in state.trained().values()):
-        raise FloatingPointError(
-            f"the weights are not finite after step {step}: lower --optim.lr, or use --dtype "
-            f"float32; the last good checkpoint is kept in {run}"
-        )
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    adapter = state.adapter
-    weights = dict(adapter.tensors) if adapter else unique_tensors(state.model)
-    parts = {
-        Path(ADAPTER_WEIGHTS).stem if adapter else "model": weights,
-        "objective": dict(state.objective.state_dict()),
-        "optimizer": _flatten_optimizer(state),
-    }
-    if state.average is not None:
-        parts["ema"] = {**weights, **state.average.weights}
-    with atomic_dir(folder) as temporary:
-        sums = {}
-        for name, tensors in parts.items():
-            file = temporary / f"{name}.safetensors"
-            save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, file)
-            sums[file.name] = sha256_of(file)
-        if adapter:
-            adapter.save_config(temporary, state.base_name)
-        write_json(temporary / "state.json", {"step": step, "sha256": sums, **extra})
-    if keep > 0:
-        for old in sorted((run / "checkpoints").glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    return folder
-
-
-def restore(folder: Path, state: State) -> dict[str, Any]:
-    """Loads a checkpoint into `state`; returns its state.json.
-
-    Raises:
-        ValueError: a file is missing, damaged or of another model.
-    """
-    info = read_json(folder / "state.json")
-    for name, expected in info["sha256"].items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
-            raise ValueError(f"{folder / name} is missing or damaged: remove {folder} to resume")
-    if state.adapter:
-        file = folder / ADAPTER_WEIGHTS
-        state.adapter.load(load_file(file), file)
-    else:
-        file = folder / "model.safetensors"
-        load_weights(state.model, load_file(file), file)
-    state.objective.load_state_dict(load_file(folder / "objective.safetensors"))
-    _restore_optimizer(load_file(folder / "optimizer.safetensors"), state)
-    if state.average is not None:
-        averaged = load_file(folder / "ema.safetensors")
-        for name, tensor in state.average.weights.items():
-            tensor.copy_(averaged[name])
-    return info
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model: an adapter, or all of it."""
+        return dict(self.adapter.tensors) if self.adapter else own_tensors(self.model)
 
 
 def trained_tensors(model: nn.Module, adapter: Adapter | None) -> dict[str, Tensor]:
@@ -114,15 +82,253 @@ def trained_tensors(model: nn.Module, adapter: Adapter | None) -> dict[str, Tens
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict that names each storage once (safetensors refuses tied tables named twice)."""
+# ---- saving --------------------------------------------------------------------------------------
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time. As a context it waits for the last one.
+
+    All processes call the same methods in the same order.
+    """
+
+    def __init__(self, run: Path, state: State, world: World, config: CheckpointConfig) -> None:
+        self._run, self._state, self._config = run, state, config
+        self._world, self._apart = world, world.apart()
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=world.device.type == "cuda",
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=False,
+            )
+        )
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        if world.size == 1:  # here, for filters are not safe to change beside another thread
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+
+    def save(self, step: int, extra: Mapping[str, Any]) -> None:
+        """Checkpoint `step` (optimizer steps done), with `extra` in its state.json; the oldest
+        beyond `keep` go when it is there.
+
+        Raises:
+            FloatingPointError: the weights are no longer finite; the last good checkpoint stays.
+            OSError: this one, or the one before it, could not be written.
+        """
+        self.wait()
+        self._refuse_bad_weights(step)
+        parts = _parts(self._state)
+        if self._config.background:
+            parts = cast(Parts, self._stager.stage(parts))
+        self._writing = self._thread.submit(self._write, step, parts, dict(extra))
+        if not self._config.background:
+            self.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether `wait` would raise at once. The processes get to know one after the other."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            OSError: the last checkpoint could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._stager.close()
+
+    def _refuse_bad_weights(self, step: int) -> None:
+        finite = [torch.isfinite(_local(p.detach())).all() for p in self._state.trained().values()]
+        bad = int(bool(finite) and not bool(torch.stack(finite).all()))
+        if self._world.sum({"bad": bad})["bad"]:
+            raise FloatingPointError(
+                f"the weights are not finite after step {step}: lower --optim.lr, or use --dtype "
+                f"float32; the last good checkpoint is kept in {self._run}"
+            )
+
+    def _write(self, step: int, parts: Parts, extra: Mapping[str, Any]) -> None:
+        world, adapter = self._apart, self._state.adapter
+        folder = self._run / "checkpoints" / step_name(step)
+        with ExitStack() as stack:
+            hidden = world.on_main(lambda: stack.enter_context(atomic_dir(folder)))
+            for name, tensors in parts.items():
+                if name != ADAPTER_WEIGHTS:
+                    _write_part(hidden / name, tensors, world)
+                elif world.is_main and adapter is not None:
+                    save_file(tensors, hidden / name, {"format": "pt"})
+                    adapter.save_config(hidden, self._state.base_name)
+            sums: dict[str, str] = {}
+            for own in world.on_all(lambda: _sums(hidden, world.rank)):
+                sums |= own
+            about = {"format": FORMAT, "step": step, "sha256": sums, **extra}
+            world.on_main(lambda: write_json(hidden / "state.json", about))
+            world.on_main(stack.close)
+        world.on_main(lambda: _remove_old(self._run, self._config.keep))
+
+
+def _parts(state: State) -> Parts:
+    """What is written, by folder (or file, of an adapter); nothing is copied that need not be."""
+    weights = state.weights()
+    parts: Parts = {
+        "model": weights,
+        "objective": dict(state.objective.state_dict()),
+        "optimizer": _flatten_optimizer(state),
+    }
+    if state.average is not None:
+        parts["ema"] = {**weights, **state.average.weights}
+    if state.adapter:  # a peft folder holds whole tensors, in one file
+        del parts["model"]
+        parts[ADAPTER_WEIGHTS] = {n: _whole(t).contiguous() for n, t in weights.items()}
+    return {
+        name: {key: tensor.detach() for key, tensor in _unshared(tensors).items()}
+        for name, tensors in parts.items()
+    }
+
+
+def _write_part(part: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Each process' shards into its own files; of what all of them hold, one writes each tensor."""
+    if not tensors:
+        return
+    writer = dcp.HuggingFaceStorageWriter(
+        str(part), fqn_to_index_mapping=_files(tensors), save_distributed=True
+    )
+    try:
+        dcp.save(tensors, storage_writer=writer, process_group=world.group, no_dist=world.size == 1)
+    except dcp.CheckpointException as error:
+        raise failure_of(error) from None
+
+
+def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Which of a process' files a tensor goes into, from 1; the order of names is theirs."""
+    index, filled, found = 1, 0, {}
+    for name, tensor in tensors.items():
+        size = _local(tensor).nbytes
+        if filled and filled + size > FILE_BYTES:
+            index, filled = index + 1, 0
+        filled += size
+        found[name] = index
+    return found
+
+
+def _sums(folder: Path, rank: int) -> dict[str, str]:
+    """SHA-256 of the files that process `rank` wrote; one that wrote nothing has none."""
+    files = [*folder.glob(f"*/shard-{rank + 1:05d}-*")]
+    if rank == 0:
+        files += [file for file in folder.iterdir() if file.is_file()]
+    return {str(file.relative_to(folder)): sha256_of(file) for file in sorted(files)}
+
+
+def _remove_old(run: Path, keep: int) -> None:
+    for old in finished_checkpoints(run)[:-keep] if keep > 0 else []:
+        hidden = old.with_name(f".{old.name}.removed")
+        old.rename(hidden)  # first: nobody finds half of it
+        shutil.rmtree(hidden)
+
+
+# ---- restoring -----------------------------------------------------------------------------------
+
+
+def restore(run: Path, state: State, world: World) -> dict[str, Any] | None:
+    """Loads the newest whole checkpoint of a run into `state`; returns its state.json.
+
+    Damaged ones after it are put aside, with a warning. None: nothing was saved yet.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole; or they are of another model.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in world.on_main(lambda: _finished(run)):
+        problems = [found for found in world.on_all(partial(_problem, folder, world)) if found]
+        if not problems:
+            world.on_main(lambda: _put_aside(damaged))
+            return _load(folder, state)
+        damaged[folder] = problems[0]
+    if damaged:
+        raise ValueError(
+            f"no checkpoint in {run} is whole ({'; '.join(damaged.values())}): restore one, or "
+            f"remove {run / 'checkpoints'} to train from the start"
+        )
+    return None
+
+
+def _finished(run: Path) -> list[Path]:
+    """Newest first; what killed processes left unfinished goes."""
+    for hidden in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(hidden)
+    return finished_checkpoints(run)[::-1]
+
+
+def _problem(folder: Path, world: World) -> str:
+    """What is wrong with this process' share of the files of a checkpoint, if anything."""
+    try:
+        state = read_state(folder)
+    except Damaged as error:
+        return str(error)
+    for name, expected in [*state["sha256"].items()][world.rank :: world.size]:
+        if sha256_of(folder / name) != expected:
+            return f"{folder / name} is damaged (its SHA-256 is another)"
+    return ""
+
+
+def _put_aside(damaged: Mapping[Path, str]) -> None:
+    for folder, problem in damaged.items():
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # one of the same name from before
+        folder.rename(aside)
+        print(
+            f"warning: {problem}; the checkpoint before it is used, and this one kept as {aside}",
+            file=sys.stderr,
+        )
+
+
+def _load(folder: Path, state: State) -> dict[str, Any]:
+    weights = state.weights()
+    if state.average is not None:
+        load_part(folder / "ema", {**weights, **state.average.weights})
+    load_part(weights_folder(folder), weights)
+    load_part(folder / "objective", dict(state.objective.state_dict()))
+    _load_optimizer(folder / "optimizer", state)
+    return read_state(folder)
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies what another name has already: safetensors names each memory once."""
     seen: set[int] = set()
-    kept = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            kept[name] = tensor
-    return kept
+    found = {}
+    for name, tensor in tensors.items():
+        place = _local(tensor).untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen |= {place} if place else set()
+    return found
 
 
 def _parameter_names(state: State) -> dict[int, str]:
@@ -131,24 +337,31 @@ def _parameter_names(state: State) -> dict[int, str]:
 
 
 def _flatten_optimizer(state: State) -> dict[str, Tensor]:
-    """Counters that are plain numbers become int64 scalars; what parameters share, copies."""
+    """`KEY/NAME` of each state; counters that are plain numbers become int64 scalars."""
     names = _parameter_names(state)
     return {
         f"{key}/{names[id(parameter)]}": (
-            value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+            value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
         )
         for parameter, values in state.optimizer.state.items()
         for key, value in values.items()
     }
 
 
-def _restore_optimizer(tensors: dict[str, Tensor], state: State) -> None:
-    by_name = {name: i for i, name in _parameter_names(state).items()}
+def _load_optimizer(part: Path, state: State) -> None:
+    """States of a parameter's own shape are cut as it is; all else is whole on each process."""
     parameters = {id(p): p for g in state.optimizer.param_groups for p in g["params"]}
+    named = {name: parameters[i] for i, name in _parameter_names(state).items() if i in parameters}
+    tensors: dict[str, Tensor] = {}
+    for flat, stored in stored_tensors(part).items():
+        parameter, dtype = named[flat.partition("/")[2]], stored.properties.dtype
+        tensors[flat] = (
+            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            if stored.size == parameter.shape
+            else torch.zeros(stored.size, dtype=dtype, device=parameter.device)
+        )
+    load_part(part, tensors)
     for flat, tensor in tensors.items():
         key, _, name = flat.partition("/")
-        parameter = parameters[by_name[name]]
         counter = tensor.dtype == torch.int64 and tensor.ndim == 0
-        state.optimizer.state[parameter][key] = (
-            int(tensor) if counter else tensor.to(parameter.device)
-        )
+        state.optimizer.state[named[name]][key] = int(tensor) if counter else tensor

@@ -11,7 +11,8 @@ from arra.config import TrainConfig, differences, from_json, to_json
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import place, read_json, sha256_of, write_json
 from arra.models.adapted import OWN_BASE
-from arra.models.loading import PIPELINE, latest_checkpoint
+from arra.models.loading import PIPELINE
+from arra.models.run_folder import latest_checkpoint
 from arra.train.alignment import ONLINE
 from arra.train.run_card import FILE as RUN_CARD
 

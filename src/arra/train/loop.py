@@ -14,8 +14,7 @@ import torch
 
 from arra.config import TrainConfig
 from arra.device import pick_device
-from arra.models.loading import latest_checkpoint
-from arra.train import checkpoint
+from arra.train.checkpoint import Saver, restore
 from arra.train.claim import claim, unclaim
 from arra.train.monitor import Monitor, log_line
 from arra.train.optim import alignment_factor, learning_rate
@@ -59,10 +58,15 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     return folder
 
 
-def _loop(run: Run, monitor: Monitor, card: RunCard, info: Mapping[str, Any], end: int) -> None:
-    config, tally = run.config, Tally(info["tally"])
+def _loop(
+    run: Run, monitor: Monitor, saver: Saver, card: RunCard, info: Mapping[str, Any], end: int
+) -> None:
+    config, signs, tally = run.config, run.signs, Tally(info["tally"])
     for step in range(info["step"], end):
+        signs.given["unsaved"] = int(saver.failed)
         norm = optimizer_step(run, step, tally)
+        if signs.heard["unsaved"]:
+            saver.wait()  # raises, on all processes
         tally.add("grad_norm", norm, 1)
         done = step + 1
         monitor.step(done)
@@ -81,14 +85,17 @@ def _loop(run: Run, monitor: Monitor, card: RunCard, info: Mapping[str, Any], en
                     fields |= {f"val_{k}": v for k, v in validate(run).items()}
             monitor.write(done, fields)
             tally = Tally()
-        if config.log.sample_every and done % config.log.sample_every == 0:
+        if config.log.sample_every and done % config.log.sample_every == 0 and not signs.stopping:
             with monitor.apart():
                 monitor.picture("samples", paint_samples(run, done), done)
-        if done % config.checkpoint.every == 0 or done == end:
-            extra = {"tally": tally.saved()}
-            with monitor.apart():
-                checkpoint.save(run.folder, done, run.state, extra, config.checkpoint.keep)
+        if done % config.checkpoint.every == 0 or done == end or signs.stopping:
+            saver.save(done, {"tally": tally.saved()})
             card.update(done)
+        if signs.stopping:
+            saver.wait()
+            if run.world.is_main:
+                print(f"asked to stop: saved after step {done}; the same command goes on from it")
+            raise signs.ending()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """From a config to everything that the loop holds: data, backbone, objective, optimizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from arra.train.alignment import objective_of, online_targets, target_names
 from arra.train.blocks import engage
 from arra.train.optim import Average, build_optimizer
 from arra.train.parallel import Engine, after_wrapping, engine_of
+from arra.train.signs import Signs
 from arra.train.world import World
 
 
@@ -68,6 +69,7 @@ class Run:
     loader: Loader
     validation: Loader | None
     tokenizer_spec: str
+    signs: Signs = field(default_factory=Signs)
 
 
 def set_up(config: TrainConfig, folder: Path, world: World) -> Run:

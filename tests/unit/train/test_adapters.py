@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from arra.config import LoraConfig, OptimConfig
+from arra.config import CheckpointConfig, LoraConfig, OptimConfig
 from arra.layout import Batch, Image, Text
 from arra.models import adapted
 from arra.models.adapted import BaseRecord, load_merged, put_on
@@ -24,6 +24,7 @@ from arra.objective import Feature, Objective, Target
 from arra.train import checkpoint
 from arra.train.adapters import peft_config
 from arra.train.optim import build_optimizer
+from arra.train.world import World
 
 pytest.importorskip("peft")
 needs_bitsandbytes = pytest.mark.skipif(
@@ -31,6 +32,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 
 CODES, DIM = 16, 6
+ALONE = World(torch.device("cpu"))
 TOKENIZER = fit_text_tokenizer(["a red circle, two blue squares"] * 3, 270)
 ARCHITECTURES = {
     "llama": {"tie_word_embeddings": False},
@@ -313,13 +315,14 @@ def test_eight_bit_states_resume_exactly(tmp_path: Path, whole: bool) -> None:
     advance(straight, range(6))
     first = fresh()
     advance(first, range(3))
-    folder = checkpoint.save(tmp_path, 3, first[2], {}, keep=0)
+    with checkpoint.Saver(tmp_path, first[2], ALONE, CheckpointConfig()) as saver:
+        saver.save(3, {})
     dtypes = {
         v.dtype for s in first[2].optimizer.state.values() for v in s.values() if torch.is_tensor(v)
     }
     assert torch.uint8 in dtypes
     second = fresh()
-    checkpoint.restore(folder, second[2])
+    checkpoint.restore(tmp_path, second[2], ALONE)
     advance(second, range(3, 6))
     expected, found = straight[2].trained(), second[2].trained()
     assert expected.keys() == found.keys()
