@@ -202,9 +202,9 @@ class EngineConfig:
     compile: bool = False
     """torch.compile for each decoder block; needs a C++ compiler on a CPU."""
     cross_entropy: Literal["auto", "ours", "liger"] = "auto"
-    """What computes the loss: Liger's fused kernel (CUDA, `pip install liger-kernel`; a plain linear
-    head, whole vocabulary, no z-loss), or our chunks; auto = liger where it is installed and can.
-    The run card says which."""
+    """What computes the loss: Liger's fused kernel (on CUDA, `pip install liger-kernel`; with a
+    plain linear head, the whole vocabulary and no z-loss), or our chunks; auto = liger where it is
+    installed and can. The run card says which."""
 
     def __post_init__(self) -> None:
         _require(self.shard_ranks >= 0, "--engine.shard-ranks must be at least 0", self.shard_ranks)
