@@ -26,8 +26,9 @@ def target_names(config: TrainConfig, stored: list[str]) -> tuple[list[str], dic
     Raises:
         ValueError: a name that is neither, or both; or nothing to align to.
     """
-    if config.align.weight == 0:
-        return [], {}
+    if config.align.weight == 0:  # the baseline may be probed for what it is not aligned to
+        probed = [n for n in stored if not config.align.targets or n in config.align.targets]
+        return probed if config.log.probe_every else [], {}
     online = config.align.online_encoders
     for name in set(online) & set(stored):
         raise ValueError(

@@ -18,6 +18,7 @@ from arra.train.checkpoint import Saver, restore
 from arra.train.claim import claim, unclaim
 from arra.train.monitor import Monitor, log_line
 from arra.train.optim import alignment_factor, learning_rate
+from arra.train.probe import check_probe, probed
 from arra.train.run_card import RunCard
 from arra.train.samples import paint_samples
 from arra.train.setup import Run, set_up
@@ -45,12 +46,17 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     torch.set_num_threads(threads)
     try:
         run = set_up(config, folder, world)
-        last = latest_checkpoint(folder)
-        fresh: dict[str, Any] = {"step": 0, "tally": {}}
-        info = checkpoint.restore(last, run.state) if last else fresh
+        info = restore(folder, run.state, world) or {"step": 0, "tally": {}}
+        if config.log.probe_every:
+            check_probe(run)
         end = min(config.steps, stop_after or config.steps)
-        with RunCard(run, info["step"], started) as card, Monitor(run, info["step"]) as monitor:
-            _loop(run, monitor, card, info, end)
+        with (
+            RunCard(run, info["step"], started) as card,
+            Monitor(run, info["step"]) as monitor,
+            Saver(folder, run.state, world, config.checkpoint) as saver,
+            run.signs.watched(),
+        ):
+            _loop(run, monitor, saver, card, info, end)
     except (ValueError, OSError):
         if world.is_main:
             unclaim(folder)
@@ -83,13 +89,20 @@ def _loop(
             if run.validation and (finished or (every and done % every == 0)):
                 with monitor.apart():
                     fields |= {f"val_{k}": v for k, v in validate(run).items()}
+            every = config.log.probe_every
+            if every and (finished or done % every == 0):
+                with monitor.apart():
+                    scores, picture = probed(run, done)
+                fields |= scores
+                monitor.picture("probe", picture, done)
             monitor.write(done, fields)
             tally = Tally()
         if config.log.sample_every and done % config.log.sample_every == 0 and not signs.stopping:
             with monitor.apart():
                 monitor.picture("samples", paint_samples(run, done), done)
         if done % config.checkpoint.every == 0 or done == end or signs.stopping:
-            saver.save(done, {"tally": tally.saved()})
+            with monitor.apart():
+                saver.save(done, {"tally": tally.saved()})
             card.update(done)
         if signs.stopping:
             saver.wait()

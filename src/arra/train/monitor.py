@@ -113,7 +113,7 @@ class Monitor:
         self._trackers.scalars(fields, step)
         self._live.line(step, fields)
 
-    def picture(self, name: str, picture: Image.Image | None, step: int) -> None:
-        """Hands a picture to the trackers; None on processes that have none."""
-        if self._trackers is not None and picture is not None:
+    def picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Hands a picture to the trackers."""
+        if self._trackers is not None:
             self._trackers.picture(name, picture, step)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def paint_samples(run: "Run", step: int) -> "Image.Image":
-    """Writes samples/step-XXXXXXXX.png: the first prompts of the validation (or training) split;
-    returns it."""
+    """Paints the first prompts of the validation (or training) split, on all processes; process 0
+    writes samples/step-XXXXXXXX.png."""
     from arra.data.images import grid
     from arra.data.views import common_grid
     from arra.generate.pipeline import Pipeline
@@ -38,8 +38,12 @@ def paint_samples(run: "Run", step: int) -> "Image.Image":
     run.step.train()
     columns = max(1, round(len(prompts) ** 0.5))
     painted = grid(images, columns, captions=prompts)
-    with atomic_write(run.folder / "samples" / f"step-{step:08d}.png") as temporary:
-        painted.save(temporary, format="PNG")
+
+    def write() -> None:
+        with atomic_write(run.folder / "samples" / f"step-{step:08d}.png") as temporary:
+            painted.save(temporary, format="PNG")
+
+    run.world.on_main(write)
     return painted
 
 

@@ -34,7 +34,7 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
     loss = torch.zeros((), device=run.world.device)
     for micro in micros:
         with run.engine.micro_batch(last=micro is micros[-1]):
-            with _autocast(config, run.world.device):
+            with autocast(config, run.world.device):
                 terms = run.engine.module(micro, factor)
             share = terms.total(counts)
             share.backward()
@@ -58,14 +58,14 @@ def validate(run: Run) -> dict[str, float]:
     assert run.validation is not None
     tally = Tally()
     loader, limit = run.validation, run.config.log.validate_images
-    images = min(limit, len(loader.samples))
+    images = min(limit, loader.num_samples)
     rounds = range(-(-images // (loader.batch_size * run.world.size)))
     run.step.eval()
     # Where weights are gathered for a forward pass, all processes must do as many: one whose share
     # is shorter repeats a batch that does not count.
     for _, micro in zip_longest(rounds, loader.in_order(limit)):
-        shown = micro or run.loader.step(0)[0]
-        with eagerly(), _autocast(run.config, run.world.device):
+        shown = micro or loader.spare()
+        with eagerly(), autocast(run.config, run.world.device):
             terms = run.engine.module(shown.to(run.world.device), 1.0)
         if micro is not None:
             tally.add_terms(terms)
@@ -92,7 +92,8 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([first, rank]).generate_state(1, np.uint64)[0])
 
 
-def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Around a forward pass: what the run computes in."""
     if config.dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
