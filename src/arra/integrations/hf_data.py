@@ -32,7 +32,8 @@ class PreparedImages(Dataset[Item]):
     """One split of a folder that `arra prepare` wrote, one item a sample.
 
     The order is the Trainer's own; `in_order` gives that of `arra train`. Which prompts are dropped
-    is drawn by torch's generator, which the Trainer saves and restores.
+    is drawn by torch's generator, which the Trainer saves and restores. Views that `arra prepare
+    --views` added are used in our order only.
 
     Args:
         folder: the prepared dataset.
@@ -79,16 +80,15 @@ class PreparedImages(Dataset[Item]):
         self.loader = self._loader(batch_size=1, seed=0)
 
     def __len__(self) -> int:
-        return len(self.loader.samples)
+        return self.loader.num_samples
 
     def __getitem__(self, index: int) -> Item:
-        view, prompt = torch.rand(2).tolist()
-        return Item(self.loader, self.loader.draw(index, view, prompt))
+        dropped = bool(torch.rand(()) < self.prompt_dropout)
+        return Item(self.loader, self.loader.sample(index, dropped))
 
     def batch(self, indices: Sequence[int]) -> MicroBatch:
         """These samples with their prompts, as evaluation sees them."""
-        samples = [Drawn(self.loader.samples[index], dropped=False) for index in indices]
-        return self.loader.collate(samples)
+        return self.loader.collate([self.loader.sample(index) for index in indices])
 
     def in_order(self, steps: int, batch_size: int, seed: int = 0) -> "RunInOrder":
         """The samples of a whole run in the order of `arra train`, a function of seed and step.

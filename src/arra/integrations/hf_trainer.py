@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from arra.data.loader import MicroBatch
 from arra.data.views import common_grid
 from arra.files import atomic_dir
 from arra.image_tokenizers import load_image_tokenizer
@@ -37,8 +36,8 @@ from arra.train.tally import Tally
 PROJECTORS = "projectors.safetensors"
 """In a checkpoint, beside the model's own files: training only."""
 
-Inputs = dict[str, MicroBatch]
-Counts = dict[str, int]
+Inputs = dict[str, Any]
+"""What the collator gives: `MICRO_BATCH` -> a MicroBatch."""
 
 
 class TrainedModule(Step):
@@ -69,7 +68,7 @@ class TrainedModule(Step):
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int | None = None,
+        every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
         """The same under its newer name."""
@@ -96,6 +95,8 @@ class ArraTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    backbone: Backbone
+    objective: Objective
 
     def __init__(
         self,
@@ -124,6 +125,8 @@ class ArraTrainer(Trainer):
             optimizers=optimizers,
         )
         backbone.model.config.use_cache = cached  # what is saved is the model as it came
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP 1 clips all gradients together: use fsdp_config={'version': 2}")
         if self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
             raise ValueError("ArraTrainer knows data parallelism only: leave out tp, cp and sp")
 
@@ -131,13 +134,14 @@ class ArraTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
-    ) -> tuple[list[Inputs], Counts]:
+    ) -> tuple[list[Inputs], Any]:
         """The micro-batches of one optimizer step, and how many things each term averages over."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         parts = [self.objective.counts(inputs[MICRO_BATCH].batch) for inputs in samples]
         counts = {name: sum(part[name] for part in parts) for name in (parts[0] if parts else ())}
         if counts and self.args.world_size > 1:
-            total = self.accelerator.reduce(torch.tensor([*counts.values()], device=device))
+            total = torch.tensor([*counts.values()], device=device)
+            total = self.accelerator.reduce(total, "sum")
             counts = dict(zip(counts, total.tolist(), strict=True))
         return samples, counts
 
@@ -146,12 +150,12 @@ class ArraTrainer(Trainer):
         model: nn.Module,
         inputs: Inputs,
         return_outputs: bool = False,
-        num_items_in_batch: Counts | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """This micro-batch's share of the step's loss.
 
         Args:
-            num_items_in_batch: the counts of `get_batch_samples`, which the Trainer hands on.
+            num_items_in_batch: term -> count, from `get_batch_samples`: the Trainer hands it on.
         """
         factor = self.schedule(self.state.global_step, self.state.max_steps)
         terms = model(inputs[MICRO_BATCH], factor)
@@ -198,7 +202,7 @@ class ArraTrainer(Trainer):
                 torch.tensor([tally.counts[name] for name in names], device=self.args.device),
             ]
         )
-        sums, counts = self.accelerator.reduce(both.double()).tolist()
+        sums, counts = self.accelerator.reduce(both.double(), "sum").tolist()
         return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
 
     def evaluation_loop(
@@ -216,14 +220,17 @@ class ArraTrainer(Trainer):
         size, world = self.args.eval_batch_size, self.args.world_size
         parts = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
         tally, factor = Tally(), self.schedule(self.state.global_step, self.state.max_steps)
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         for first in range(0, len(parts), world):
             own = first + self.args.process_index
             micro = images.batch(parts[min(own, len(parts) - 1)]).to(self.args.device)
             with torch.no_grad(), self.accelerator.autocast():
-                terms = self.model(micro, factor)
+                terms = model(micro, factor)
             if own < len(parts):
                 tally.add_terms(terms)
+            for name in (*terms.sums, *terms.metrics):
+                tally.add(name, 0.0, 0)  # all processes sum the same names
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )
@@ -264,7 +271,7 @@ class ArraTrainer(Trainer):
             save_skeleton(
                 self.backbone,
                 temporary,
-                grid=common_grid(rows.grids),
+                grid=common_grid(rows.first.grids),
                 image_tokenizer="image_tokenizer",
                 fingerprint=tokenizer.fingerprint,
                 trained_vocabulary="all" if self.objective.vocabulary_V is None else "image",
