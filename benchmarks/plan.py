@@ -192,7 +192,7 @@ def measured_live(case: Case) -> int:
         gc.collect()
         for step in range(STEPS):
             with record_function(f"step {step}"):
-                optimizer_step(run, step, Tally())
+                optimizer_step(run, step, Tally(run.world))
     events = seen.profiler.kineto_results.events()
     begin = min(e.start_ns() for e in events if e.name() == "step 1")
     end = max(e.end_ns() for e in events if e.name() == f"step {STEPS - 1}")
@@ -219,12 +219,12 @@ def measured_rss(case: Case) -> dict[str, Any]:
     gc.collect()
     before = _status("VmRSS")
     run = run_of(case)
-    optimizer_step(run, 0, Tally())
+    optimizer_step(run, 0, Tally(run.world))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     started = time.monotonic()
     for step in range(1, STEPS):
-        optimizer_step(run, step, Tally())
+        optimizer_step(run, step, Tally(run.world))
     seconds = (time.monotonic() - started) / (STEPS - 1)
     return {"rss": _status("VmHWM") - before, "seconds_per_step": round(seconds, 3)}
 
@@ -237,12 +237,12 @@ def measured_cuda(case: Case) -> dict[str, Any]:
     from arra.train.tally import Tally
 
     run = run_of(dataclasses.replace(case, config=replace(case.config, device="cuda")))
-    optimizer_step(run, 0, Tally())
+    optimizer_step(run, 0, Tally(run.world))
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     for step in range(1, STEPS):
-        optimizer_step(run, step, Tally())
+        optimizer_step(run, step, Tally(run.world))
     torch.cuda.synchronize()
     seconds = (time.monotonic() - started) / (STEPS - 1)
     peak = torch.cuda.max_memory_allocated()

@@ -155,6 +155,28 @@ class DataConfig:
     """Fraction of each batch that is text only."""
     prompt_dropout: float = 0.1
     """Fraction of images whose prompt is dropped, for guidance (0.1 in LlamaGen)."""
+    skip_steps: tuple[str, ...] = ()
+    """Steps whose batches are passed over without an update, such as 1200-1210: to get a run past
+    batches that it failed on (docs/training.md)."""
+
+    @property
+    def skipped(self) -> list[range]:
+        """The ranges of `skip_steps`; the first step is 1.
+
+        Raises:
+            ValueError: one of them is no range of steps.
+        """
+        found = []
+        for each in self.skip_steps:
+            match = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", each)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if last < first:
+                raise ValueError(f"--data.skip-steps {each}: write a step or a range, as 1200-1210")
+            found.append(range(first, last + 1))
+        return found
+
+    def __post_init__(self) -> None:
+        assert self.skipped is not None
 
 
 @dataclass(frozen=True)
@@ -325,6 +347,7 @@ class TrainConfig:
 
 
 RESUMABLE = {"log", "checkpoint", "device", "out", "data_folder", "engine", "micro_batch"}
+RESUMABLE |= {"data.skip_steps"}
 """Fields that may differ when a run is resumed; any other change would make it another run.
 
 A run folder and its dataset may move: the dataset is compared by its manifest's hash. How a batch
@@ -370,7 +393,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     return [
         f"--{name.replace('_', '-')}: {a} -> {b}"
         for name, a, b in _leaves(to_json(old), to_json(new), "")
-        if name.split(".")[0] not in RESUMABLE and a != b
+        if not {name, name.split(".")[0]} & RESUMABLE and a != b
     ]
 
 

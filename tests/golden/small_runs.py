@@ -99,9 +99,10 @@ def trajectory(run: Run, steps: int) -> tuple[list[dict[str, float]], dict[str, 
     """The mean terms of each step over all processes, and the weights that trained, whole."""
     lines = []
     for step in range(steps):
-        tally = Tally()
-        tally.add("grad_norm", optimizer_step(run, step, tally), 1)
-        lines.append(_means(tally, run.world))
+        tally = Tally(run.world)
+        optimizer_step(run, step, tally)
+        tally.read()
+        lines.append(tally.means())
     weights = {f"model.{name}": whole(t) for name, t in run.state.trained().items()}
     objective = run.state.objective.named_parameters()
     return lines, weights | {f"objective.{name}": whole(p) for name, p in objective}
@@ -111,11 +112,3 @@ def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded, on every process."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _means(tally: Tally, world: World) -> dict[str, float]:
-    names = sorted(tally.sums)
-    both = torch.tensor([[float(tally.sums[n]), tally.counts[n]] for n in names]).double()
-    if world.size > 1:
-        torch.distributed.all_reduce(both)
-    return {name: float(s / c) for name, (s, c) in zip(names, both, strict=True) if c}

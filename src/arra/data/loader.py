@@ -121,6 +121,12 @@ class Loader:
             for part, passages in list(zip(slices, texts, strict=True))[self._own]
         ]
 
+    def ids(self, step: int) -> list[str]:
+        """Ids of this rank's images of step `step`."""
+        slices = np.array_split(np.arange(self.batch_size), self.ranks * self.accumulate)
+        places = step * self.batch_size + np.concatenate(slices[self._own])
+        return [self.dataset.ids[row] for place in places for row in self.at(int(place)).rows]
+
     def at(self, position: int) -> Drawn:
         """The sample at a position of the run: that of step s and place k is s * batch_size + k."""
         step, place = divmod(position, self.batch_size)

@@ -212,7 +212,7 @@ def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
     marks = _Marks(run, live)
     live.restart()
     with marks:
-        optimizer_step(run, 0, Tally())
+        optimizer_step(run, 0, Tally(run.world))
     gradients = live.peak_gradients
     held = weights + average + one + optimizer
     memory = Memory(

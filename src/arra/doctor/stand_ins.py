@@ -16,11 +16,14 @@ BLOCK_4BIT, BLOCK_SCALES = 64, 256
 """Weights that share a scale in NF4, and scales that share one (QLoRA, arXiv 2305.14314)."""
 
 
-class EightBitAdamW(torch.optim.Optimizer):
-    """Holds what bitsandbytes' AdamW8bit holds and leaves the parameters alone."""
+class EightBitAdamW(torch.optim.AdamW):
+    """Holds what bitsandbytes' AdamW8bit holds and leaves the parameters alone.
+
+    As an AdamW it is not asked to wait for the device before a step, where nothing has a value.
+    """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__([{"params": g["params"]} for g in groups], {"lr": 0.0})
+        super().__init__([{"params": g["params"]} for g in groups], lr=0.0)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -31,7 +31,7 @@ from arra.objective import Objective
 from arra.train.monitor import log_line
 from arra.train.optim import clip, decayed_parameters
 from arra.train.setup import Step
-from arra.train.tally import Tally
+from arra.train.tally import StepSums
 
 PROJECTORS = "projectors.safetensors"
 """In a checkpoint, beside the model's own files: training only."""
@@ -113,7 +113,7 @@ class ArraTrainer(Trainer):
         _check(args, train_dataset)
         self.backbone, self.objective = backbone, objective
         self.schedule = schedule or (lambda step, steps: 1.0)
-        self._tally = Tally()
+        self._sums = StepSums()
         cached = backbone.model.config.use_cache
         super().__init__(
             model=TrainedModule(backbone, objective),
@@ -159,7 +159,7 @@ class ArraTrainer(Trainer):
         """
         factor = self.schedule(self.state.global_step, self.state.max_steps)
         terms = model(inputs[MICRO_BATCH], factor)
-        self._tally.add_terms(terms)
+        self._sums.add_terms(terms)
         # Every engine takes the mean of the processes' gradients: their sum is wanted.
         loss = terms.total(num_items_in_batch) * self.args.world_size
         return (loss, terms) if return_outputs else loss
@@ -176,14 +176,15 @@ class ArraTrainer(Trainer):
         if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)  # the engine has done it, all in one
         self.accelerator.unscale_gradients()
-        return clip(self.backbone.model, self.objective, self.args.max_grad_norm)
+        norms = clip(self.backbone.model, self.objective, self.args.max_grad_norm)
+        return norms["grad_norm"]
 
     # ---- what is logged --------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms to the Trainer's own training line."""
         if "loss" in logs and "learning_rate" in logs:
-            means, self._tally = self._means(self._tally), Tally()
+            means, self._sums = self._means(self._sums), StepSums()
             step = max(self.state.global_step - 1, 0)
             factor = self.schedule(step, self.state.max_steps)
             lambdas = {target.name: target.weight * factor for target in self.objective.targets}
@@ -193,8 +194,14 @@ class ArraTrainer(Trainer):
             logs = {**logs, **log_line(means), **named}
         super().log(logs, start_time)
 
-    def _means(self, tally: Tally) -> dict[str, float]:
+    def _means(self, own: StepSums) -> dict[str, float]:
         """Over all processes; reads the device."""
+<<<<<<< HEAD
+        counts = [own.counts[name] for name in own.names]
+        both = torch.stack([own.values(), own.values().new_tensor(counts)])
+        sums, counts = self.accelerator.reduce(both).tolist()
+        return {n: s / c for n, s, c in zip(own.names, sums, counts, strict=True) if c}
+=======
         names = sorted(tally.sums)
         both = torch.stack(
             [
@@ -204,6 +211,7 @@ class ArraTrainer(Trainer):
         )
         sums, counts = self.accelerator.reduce(both.double(), "sum").tolist()
         return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
+>>>>>>> base
 
     def evaluation_loop(
         self,
@@ -219,22 +227,32 @@ class ArraTrainer(Trainer):
         assert isinstance(images, PreparedImages)
         size, world = self.args.eval_batch_size, self.args.world_size
         parts = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
+<<<<<<< HEAD
+        sums, factor = StepSums(), self.schedule(self.state.global_step, self.state.max_steps)
+        self.model.eval()
+=======
         tally, factor = Tally(), self.schedule(self.state.global_step, self.state.max_steps)
         model: Any = self.model
         model.eval()
+>>>>>>> base
         for first in range(0, len(parts), world):
             own = first + self.args.process_index
             micro = images.batch(parts[min(own, len(parts) - 1)]).to(self.args.device)
             with torch.no_grad(), self.accelerator.autocast():
+<<<<<<< HEAD
+                terms = self.model(micro, factor)
+            sums.add_terms(terms, counted=own < len(parts))
+=======
                 terms = model(micro, factor)
             if own < len(parts):
                 tally.add_terms(terms)
             for name in (*terms.sums, *terms.metrics):
                 tally.add(name, 0.0, 0)  # all processes sum the same names
+>>>>>>> base
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )
-        means = self._means(tally)
+        means = self._means(sums)
         line = {"loss": sum(weight * means[n] for n, weight in terms.weights.items())}
         line |= log_line(means)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in line.items()}

@@ -46,9 +46,15 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     torch.set_num_threads(threads)
     try:
         run = set_up(config, folder, world)
+<<<<<<< HEAD
+        fresh: dict[str, Any] = {"step": 0, "tally": {}, "guard": run.guard.saved()}
+        info = restore(folder, run.state, world) or fresh
+        run.guard.restore(info["guard"])
+=======
         info = restore(folder, run.state, world) or {"step": 0, "tally": {}}
         if config.log.probe_every:
             check_probe(run)
+>>>>>>> base
         end = min(config.steps, stop_after or config.steps)
         with (
             RunCard(run, info["step"], started) as card,
@@ -67,24 +73,33 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
 def _loop(
     run: Run, monitor: Monitor, saver: Saver, card: RunCard, info: Mapping[str, Any], end: int
 ) -> None:
-    config, signs, tally = run.config, run.signs, Tally(info["tally"])
+    config, signs, guard = run.config, run.signs, run.guard
+    tally, overdue = Tally(run.world, info["tally"]), False
     for step in range(info["step"], end):
         signs.given["unsaved"] = int(saver.failed)
-        norm = optimizer_step(run, step, tally)
+        if guard.passes_over(step):
+            signs.agree(run.world)
+        else:
+            optimizer_step(run, step, tally)
         if signs.heard["unsaved"]:
             saver.wait()  # raises, on all processes
-        tally.add("grad_norm", norm, 1)
         done = step + 1
         monitor.step(done)
         finished = done == config.steps
-        if done % config.log.every == 0 or finished:
+        logs = done % config.log.every == 0 or finished
+        saves = done % config.checkpoint.every == 0 or done == end or overdue or signs.stopping
+        if logs or saves:
+            guard.inspect(tally.read())
+        if logs:
             means = tally.means()
             fields = log_line(means) | {
                 "lambda": config.align.weight * alignment_factor(step, config.steps, config.align),
                 "lr": learning_rate(step, config.steps, config.optim),
-                "grad_norm": means["grad_norm"],
                 **monitor.measured(done, means),
+                "skipped": guard.skipped,
             }
+            if "grad_norm" in means:
+                fields["grad_norm"] = means["grad_norm"]
             every = config.log.validate_every
             if run.validation and (finished or (every and done % every == 0)):
                 with monitor.apart():
@@ -96,18 +111,26 @@ def _loop(
                 fields |= scores
                 monitor.picture("probe", picture, done)
             monitor.write(done, fields)
-            tally = Tally()
+            tally.clear()
         if config.log.sample_every and done % config.log.sample_every == 0 and not signs.stopping:
             with monitor.apart():
                 monitor.picture("samples", paint_samples(run, done), done)
+<<<<<<< HEAD
+        # After a refused update the weights may be past saving: that is known three steps later.
+        overdue = saves and guard.streak > 0 and done != end
+        if saves and not overdue:
+            saver.save(done, {"tally": tally.saved(), "guard": guard.saved()})
+=======
         if done % config.checkpoint.every == 0 or done == end or signs.stopping:
             with monitor.apart():
                 saver.save(done, {"tally": tally.saved()})
+>>>>>>> base
             card.update(done)
         if signs.stopping:
             saver.wait()
             if run.world.is_main:
-                print(f"asked to stop: saved after step {done}; the same command goes on from it")
+                kept = "not saved, since updates are being refused" if overdue else "saved"
+                print(f"asked to stop: {kept} after step {done}; the same command goes on")
             raise signs.ending()
 
 

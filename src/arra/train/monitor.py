@@ -24,7 +24,8 @@ def log_line(means: Mapping[str, float]) -> dict[str, float]:
     `loss` is the mean of what was minimised, so it stays right while lambda moves.
     """
     line = {"loss": means["loss"]} if "loss" in means else {}
-    line["loss_ar"] = means["ar"]
+    if "ar" in means:  # not so where every step since the last line was refused
+        line["loss_ar"] = means["ar"]
     if "z" in means:
         line["loss_z"] = means["z"]
     targets = [name.removeprefix("gva/") for name in means if name.startswith("gva/")]

@@ -83,18 +83,40 @@ def alignment_factor(step: int, steps: int, config: AlignConfig) -> float:
             return 1.0
 
 
-def clip(model: nn.Module, objective: nn.Module, limit: float) -> Tensor:
-    """Clips the model's and the projectors' gradients apart; returns the model's norm.
+def clip(model: nn.Module, objective: nn.Module, limit: float) -> dict[str, Tensor]:
+    """Clips the model's and the projectors' gradients apart; returns both norms, before.
 
     Together, a large projector gradient would scale down the model's, and an aligned run would
     differ from its baseline by more than its loss.
     """
-    norm = nn.utils.clip_grad_norm_(list(model.parameters()), limit)
+    parts = {"grad_norm": model, "grad_norm/projectors": objective}
+    return {
+        name: _clip([p for p in part.parameters() if p.grad is not None], limit)
+        for name, part in parts.items()
+        if any(p.grad is not None for p in part.parameters())
+    }
+
+
+def _clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    projectors = list(objective.parameters())
-    if projectors:
-        nn.utils.clip_grad_norm_(projectors, limit)
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
+
+
+def update(optimizer: torch.optim.Optimizer, refused: Tensor) -> None:
+    """One step of the optimizer, unless `refused` (float32, 0 or 1): then nothing moves, its
+    moments and step counters neither.
+
+    PyTorch's fused AdamW looks at it on the device, by the attribute that its GradScaler sets.
+    bitsandbytes' optimizers have no such door: with 8 bits the host waits for it in each step.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = refused  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not refused.item():
+        optimizer.step()
+    optimizer.zero_grad()
 
 
 class Average:
@@ -106,8 +128,9 @@ class Average:
         self.weights = {name: p.detach().clone() for name, p in named}
 
     @torch.no_grad()
-    def update(self, named: Iterable[tuple[str, Tensor]], step: int) -> None:
-        """Moves the average towards the weights after optimizer step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, named: Iterable[tuple[str, Tensor]], step: int, refused: Tensor) -> None:
+        """Moves the average towards the weights after optimizer step `step` (from 0), unless the
+        step was `refused` (0 or 1, on the device)."""
+        share = (1 - min(self.decay, (1 + step) / (10 + step))) * (1 - refused.double())
         for name, parameter in named:
-            self.weights[name].lerp_(parameter.detach(), 1 - decay)
+            self.weights[name].lerp_(parameter.detach(), share.to(parameter.dtype))

@@ -31,6 +31,7 @@ from arra.train import checkpoint
 from arra.train.adapters import adapted_backbone
 from arra.train.alignment import objective_of, online_targets, target_names
 from arra.train.blocks import engage
+from arra.train.guard import Guard
 from arra.train.optim import Average, build_optimizer
 from arra.train.parallel import Engine, after_wrapping, engine_of
 from arra.train.signs import Signs
@@ -65,6 +66,7 @@ class Run:
     backbone: Backbone
     step: Step
     engine: Engine
+    guard: Guard
     state: checkpoint.State
     loader: Loader
     validation: Loader | None
@@ -148,8 +150,10 @@ def assemble(
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
     optimizer = build_optimizer(backbone.model, objective, config.optim)
     state = checkpoint.State(backbone.model, objective, optimizer, average, adapter)
+    guard = Guard(config, folder, world, loader)
     return Run(
-        config, folder, world, backbone, step, engine, state, loader, validation, tokenizer_spec
+        *(config, folder, world, backbone, step, engine, guard, state),
+        *(loader, validation, tokenizer_spec),
     )
 
 

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from arra.config import TrainConfig
 from arra.data.loader import MicroBatch
 from arra.train.blocks import eagerly
 from arra.train.monitor import log_line
-from arra.train.optim import alignment_factor, clip, learning_rate
+from arra.train.optim import alignment_factor, clip, learning_rate, update
 from arra.train.setup import Run
-from arra.train.tally import Tally
+from arra.train.tally import StepSums, Tally, mean_of
 
 
-def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
-    """One optimizer step: every term is divided once, by its count over all micro-batches."""
-    config, state = run.config, run.state
+def optimizer_step(run: Run, step: int, tally: Tally) -> None:
+    """One optimizer step: every term is divided once, by its count over all micro-batches.
+
+    Nothing here waits for the device: whether the update is made, it decides itself (guard.py).
+    """
+    config, state, sums = run.config, run.state, StepSums()
     torch.manual_seed(_dropout_seed(config.seed, step, run.world.rank))
     factor = alignment_factor(step, config.steps, config.align)
     micros = [micro.to(run.world.device) for micro in run.loader.step(step)]
@@ -39,24 +41,25 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> Tensor:
             share = terms.total(counts)
             share.backward()
         loss = loss + share.detach()
-        tally.add_terms(terms)
-    # The processes' shares of a step's loss are summed: it counts once.
-    tally.add("loss", loss, int(run.world.is_main))
-    for name, amount in _work(micros).items():
-        tally.add(name, amount, int(run.world.is_main))
-    norm = clip(run.step.model, run.step.objective, config.optim.clip)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+        sums.add_terms(terms)
+    # The processes' shares of a step's loss are summed, and the norms are the same on all.
+    once = 1 / run.world.size
+    sums.add("loss", loss, once)
+    for name, norm in clip(run.step.model, run.step.objective, config.optim.clip).items():
+        sums.add(name, norm * once, once)
+    sums.known = _work(micros)
+    refused = run.guard.judge(sums.values())
+    update(state.optimizer, refused)
     if state.average is not None:
-        state.average.update(state.trained().items(), step)
-    return norm
+        state.average.update(state.trained().items(), step, refused)
+    tally.add(step, sums, refused)
 
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, float]:
     """Mean terms over the first images of the validation split, prompts kept."""
     assert run.validation is not None
-    tally = Tally()
+    sums = StepSums()
     loader, limit = run.validation, run.config.log.validate_images
     images = min(limit, loader.num_samples)
     rounds = range(-(-images // (loader.batch_size * run.world.size)))
@@ -67,13 +70,12 @@ def validate(run: Run) -> dict[str, float]:
         shown = micro or loader.spare()
         with eagerly(), autocast(run.config, run.world.device):
             terms = run.engine.module(shown.to(run.world.device), 1.0)
-        if micro is not None:
-            tally.add_terms(terms)
+        sums.add_terms(terms, counted=micro is not None)
     run.step.train()
-    return log_line(tally.means())
+    return log_line(mean_of(sums, run.world))
 
 
-def _work(micros: list[MicroBatch]) -> dict[str, int]:
+def _work(micros: list[MicroBatch]) -> dict[str, float]:
     """What a model's operations are counted by (throughput.py): padding is computed as well."""
     shapes = [micro.batch.ids_BT.shape for micro in micros]
     return {

@@ -98,10 +98,12 @@ class Throughput:
         seconds, steps = max(wall - self._apart, 1e-9), step - self._step
         overhead = min(1.0, self._apart / wall)
         self._at, self._step, self._apart = now, step, 0.0
-        work = self.flops.total(means["tokens"], means["squares"], means["labels"]) * steps
+        # None of them where --data.skip-steps passed over all steps since the last line.
+        tokens, squares, labels = (means.get(n, 0.0) for n in ("tokens", "squares", "labels"))
+        work = self.flops.total(tokens, squares, labels) * steps
         fields = {
             "images_per_s": steps * run.config.batch_size / seconds,
-            "tokens_per_s": means["tokens"] * steps / seconds,
+            "tokens_per_s": tokens * steps / seconds,
             "tflops": work / seconds / 1e12,
         }
         if self.peak is not None:

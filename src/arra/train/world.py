@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -53,6 +54,13 @@ class World:
         total = torch.tensor([*numbers.values(), 1])
         dist.all_reduce(total, group=self.group)
         return dict(zip(numbers, total.tolist(), strict=False))
+
+    def total(self, numbers: Tensor) -> Tensor:
+        """A CPU tensor added over all processes."""
+        if self.size > 1:
+            numbers = numbers.clone()
+            dist.all_reduce(numbers, group=self.group)
+        return numbers
 
     def apart(self) -> "World":
         """The same processes with messages of their own, for a thread beside the main one."""
