@@ -5,6 +5,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The oldest transformers, and what it needs besides what $(VENV) holds, lie over it in a folder.
+OLDEST := $(VENV)/oldest
+OLDEST_PINS := transformers==5.17.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9
 FAST := not long and not gpu
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -22,13 +25,14 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-gpu lint format clean
+.PHONY: help demo test test-long test-gpu test-oldest oldest lint format clean
 
 help:
 	@echo "make demo       install into $(VENV) and run the demo: runs/demo/report.html"
 	@echo "make test       install and run the fast tests (two cores, at most 10 minutes)"
 	@echo "make test-long  install and run the full counts"
 	@echo "make test-gpu   install and run what needs an accelerator"
+	@echo "make test-oldest what touches transformers, on the oldest that is supported"
 	@echo "make lint       ruff (lint and format) and mypy"
 	@echo "make format     rewrite the code in the house format"
 	@echo "make clean      remove $(VENV) and the tools' caches"
@@ -44,6 +48,14 @@ test-long: $(VENV)/.installed-dev
 
 test-gpu: $(VENV)/.installed-dev
 	$(PYTEST) -m gpu $(PYTEST_ARGS)
+
+oldest: $(OLDEST)/.installed
+
+test-oldest: $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) $(BIN)/python -c \
+	  "import transformers; assert transformers.__version__ == '5.17.0', transformers.__file__"
+	PYTHONPATH=$(OLDEST) $(PYTEST) -n 2 -m "$(FAST)" $(PYTEST_ARGS) \
+	  tests/unit/integrations tests/unit/models tests/unit/train
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -72,3 +84,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV): a few minutes the first time, most of it PyTorch"
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $(VENV)/.installed $@
+
+$(OLDEST)/.installed: Makefile | $(VENV)/.installed-dev
+	rm -rf $(OLDEST)
+	env -u PIP_CONSTRAINT $(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) $(OLDEST_PINS)
+	@touch $@

@@ -7,13 +7,17 @@ if TYPE_CHECKING:
     from arra.encoders import load_encoder
     from arra.generate.pipeline import Pipeline
     from arra.image_tokenizers import load_image_tokenizer
+    from arra.integrations.hf_data import PreparedImages
+    from arra.integrations.hf_trainer import ArraTrainer
     from arra.models import load_model
     from arra.objective import Objective, Target
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArraTrainer",
     "Objective",
     "Pipeline",
+    "PreparedImages",
     "Target",
     "load_encoder",
     "load_image_tokenizer",
@@ -21,8 +25,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "ArraTrainer": "arra.integrations.hf_trainer",
     "Objective": "arra.objective",
     "Pipeline": "arra.generate.pipeline",
+    "PreparedImages": "arra.integrations.hf_data",
     "Target": "arra.objective",
     "load_encoder": "arra.encoders",
     "load_image_tokenizer": "arra.image_tokenizers",
