@@ -196,22 +196,10 @@ class ArraTrainer(Trainer):
 
     def _means(self, own: StepSums) -> dict[str, float]:
         """Over all processes; reads the device."""
-<<<<<<< HEAD
         counts = [own.counts[name] for name in own.names]
         both = torch.stack([own.values(), own.values().new_tensor(counts)])
-        sums, counts = self.accelerator.reduce(both).tolist()
+        sums, counts = self.accelerator.reduce(both, "sum").tolist()
         return {n: s / c for n, s, c in zip(own.names, sums, counts, strict=True) if c}
-=======
-        names = sorted(tally.sums)
-        both = torch.stack(
-            [
-                torch.stack([torch.as_tensor(tally.sums[name]) for name in names]),
-                torch.tensor([tally.counts[name] for name in names], device=self.args.device),
-            ]
-        )
-        sums, counts = self.accelerator.reduce(both.double(), "sum").tolist()
-        return {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c}
->>>>>>> base
 
     def evaluation_loop(
         self,
@@ -227,28 +215,15 @@ class ArraTrainer(Trainer):
         assert isinstance(images, PreparedImages)
         size, world = self.args.eval_batch_size, self.args.world_size
         parts = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
-<<<<<<< HEAD
         sums, factor = StepSums(), self.schedule(self.state.global_step, self.state.max_steps)
-        self.model.eval()
-=======
-        tally, factor = Tally(), self.schedule(self.state.global_step, self.state.max_steps)
         model: Any = self.model
         model.eval()
->>>>>>> base
         for first in range(0, len(parts), world):
             own = first + self.args.process_index
             micro = images.batch(parts[min(own, len(parts) - 1)]).to(self.args.device)
             with torch.no_grad(), self.accelerator.autocast():
-<<<<<<< HEAD
-                terms = self.model(micro, factor)
-            sums.add_terms(terms, counted=own < len(parts))
-=======
                 terms = model(micro, factor)
-            if own < len(parts):
-                tally.add_terms(terms)
-            for name in (*terms.sums, *terms.metrics):
-                tally.add(name, 0.0, 0)  # all processes sum the same names
->>>>>>> base
+            sums.add_terms(terms, counted=own < len(parts))  # all processes sum the same names
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )

@@ -46,15 +46,11 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     torch.set_num_threads(threads)
     try:
         run = set_up(config, folder, world)
-<<<<<<< HEAD
         fresh: dict[str, Any] = {"step": 0, "tally": {}, "guard": run.guard.saved()}
         info = restore(folder, run.state, world) or fresh
         run.guard.restore(info["guard"])
-=======
-        info = restore(folder, run.state, world) or {"step": 0, "tally": {}}
         if config.log.probe_every:
             check_probe(run)
->>>>>>> base
         end = min(config.steps, stop_after or config.steps)
         with (
             RunCard(run, info["step"], started) as card,
@@ -115,16 +111,11 @@ def _loop(
         if config.log.sample_every and done % config.log.sample_every == 0 and not signs.stopping:
             with monitor.apart():
                 monitor.picture("samples", paint_samples(run, done), done)
-<<<<<<< HEAD
         # After a refused update the weights may be past saving: that is known three steps later.
         overdue = saves and guard.streak > 0 and done != end
         if saves and not overdue:
-            saver.save(done, {"tally": tally.saved(), "guard": guard.saved()})
-=======
-        if done % config.checkpoint.every == 0 or done == end or signs.stopping:
             with monitor.apart():
-                saver.save(done, {"tally": tally.saved()})
->>>>>>> base
+                saver.save(done, {"tally": tally.saved(), "guard": guard.saved()})
             card.update(done)
         if signs.stopping:
             saver.wait()
