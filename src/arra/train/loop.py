@@ -18,6 +18,7 @@ from arra.train.checkpoint import Saver, restore
 from arra.train.claim import claim, unclaim
 from arra.train.monitor import Monitor, log_line
 from arra.train.optim import alignment_factor, learning_rate
+from arra.train.peers import check_peers
 from arra.train.probe import check_probe, probed
 from arra.train.run_card import RunCard
 from arra.train.samples import paint_samples
@@ -42,9 +43,11 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
     started = time.monotonic()
     folder = Path(config.out)
     world.on_main(lambda: require_trackers(config.log.trackers))
-    config, threads = world.on_main(lambda: claim(config, folder))
+    flags = config
+    config, threads = world.on_main(lambda: claim(flags, folder))
     torch.set_num_threads(threads)
     try:
+        check_peers(world, flags, folder)
         run = set_up(config, folder, world)
         fresh: dict[str, Any] = {"step": 0, "tally": {}, "guard": run.guard.saved()}
         info = restore(folder, run.state, world) or fresh
