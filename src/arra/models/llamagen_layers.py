@@ -14,6 +14,13 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from arra.models.llamagen_cpu import (
+    CausalAttentionCPU,
+    RMSNormCPU,
+    TurnCPU,
+    dropout_cpu,
+    serves,
+)
 from arra.text_features import TextFeatures
 
 
@@ -119,6 +126,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if serves(x) and x.dtype == self.weight.dtype == wide(x.dtype):
+            return RMSNormCPU.apply(x, self.weight, self.eps)
         x_wide = x.to(wide(x.dtype))
         unit = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps)
         return unit.to(x.dtype) * self.weight
@@ -163,6 +172,15 @@ class CaptionEmbedder(nn.Module):
         return self.cap_proj(torch.where(text.dropped_B[:, None, None], null_NF, values_BNF))
 
 
+class Dropout(nn.Dropout):
+    """PyTorch's, drawn faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and 0 < self.p < 1 and serves(x):
+            return dropout_cpu(x, self.p)
+        return super().forward(x)
+
+
 class FeedForward(nn.Module):
     """SwiGLU."""
 
@@ -172,7 +190,7 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(width, inside, bias=False)
         self.w3 = nn.Linear(width, inside, bias=False)
         self.w2 = nn.Linear(inside, width, bias=False)
-        self.dropout = nn.Dropout(config.mlp_dropout)
+        self.dropout = Dropout(config.mlp_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
@@ -193,7 +211,7 @@ class LlamaGenAttention(nn.Module):
         total = (self.heads + 2 * self.key_heads) * self.head_width
         self.wqkv = nn.Linear(config.hidden_size, total, bias=False)
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = Dropout(config.residual_dropout)
 
     def forward(
         self,
@@ -203,17 +221,27 @@ class LlamaGenAttention(nn.Module):
         cache: Cache | None,
         columns_T: Tensor | None,
     ) -> Tensor:
-        heads = self.wqkv(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        query, key, value = heads.split([self.heads, self.key_heads, self.key_heads], dim=1)
+        heads = self.wqkv(x_BTD).unflatten(-1, (-1, self.head_width))
+        parts = heads.split([self.heads, self.key_heads, self.key_heads], dim=2)
+        query, key, value = (part.transpose(1, 2) for part in parts)
         query, key = _turn(query, turns), _turn(key, turns)
         if cache is not None and columns_T is not None:
             key, value = cache.update(self.layer, columns_T, key, value)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.config.attention_dropout if self.training else 0.0
-        mixed, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling)
+        mixed = self._attend(query, key, value, mask)
         return self.dropout(self.wo(mixed.flatten(2)))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, H, 2P)."""
+        name = self.config._attn_implementation
+        dropout = self.config.attention_dropout if self.training else 0.0
+        causal = mask is None and dropout == 0 and self.heads == self.key_heads
+        if name == "sdpa" and causal and query.dtype == torch.bfloat16 and serves(query):
+            flat = (part.flatten(0, 1) for part in (query, key, value))
+            mixed = CausalAttentionCPU.apply(*flat, self.scaling)
+            return mixed.view(query.shape).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        mixed, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling)
+        return mixed
 
 
 class Block(GradientCheckpointingLayer):
@@ -250,6 +278,8 @@ class Block(GradientCheckpointingLayer):
 def _turn(x_BHTw: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Turns neighbouring pairs of a head's width, in at least float32."""
     cos, sin = turns
+    if serves(x_BHTw):
+        return TurnCPU.apply(x_BHTw, cos, sin)
     even, odd = x_BHTw.to(wide(x_BHTw.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return turned.flatten(-2).to(x_BHTw.dtype)

@@ -23,6 +23,7 @@ from arra.models.llamagen_layers import (
     Cache,
     CaptionEmbedder,
     ClassEmbedder,
+    Dropout,
     LlamaGenConfig,
     RMSNorm,
     wide,
@@ -48,7 +49,7 @@ class LlamaGenForImageGeneration(PreTrainedModel):
             ClassEmbedder(config) if config.condition == "class" else CaptionEmbedder(config)
         )
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.tok_dropout = nn.Dropout(config.token_dropout)
+        self.tok_dropout = Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
