@@ -119,7 +119,7 @@ def _loop(
         if saves and not overdue:
             with monitor.apart():
                 saver.save(done, {"tally": tally.saved(), "guard": guard.saved()})
-            card.update(done)
+            card.update(done, guard.skipped)
         if signs.stopping:
             saver.wait()
             if run.world.is_main:
