@@ -7,6 +7,7 @@ waits for a GPU.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Value = TypeVar("Value")
+LETTING_GO = 0.2
+"""Seconds before a group of processes is ended: without them one end in ten hung on a busy CPU."""
 
 
 @dataclass(frozen=True)
@@ -126,4 +129,7 @@ def open_world(device: str) -> Iterator[World]:
         local_size = int(os.environ["LOCAL_WORLD_SIZE"])
         yield World(place, dist.get_rank(), dist.get_world_size(), local, local_size)
     finally:
+        # gloo's threads let go of the last tensors a moment after these have arrived, and need the
+        # interpreter's lock for it; what ends a group waits for its threads and holds that lock.
+        time.sleep(LETTING_GO)
         dist.destroy_process_group()
