@@ -15,7 +15,7 @@ Four formats (an image of h x w codes, raster order):
 Legend: B sequences, T tokens of a padded sequence, N listed positions, S decode steps, K codes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -103,16 +103,24 @@ class Batch:
     def labels_N(self) -> Tensor:
         return self.labels_BT.flatten()[self.trained_N]
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
-        moved = {
-            name: Positions(p.flat_N.to(device), p.image_N.to(device), p.cell_N.to(device))
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with `change` applied to every tensor."""
+        positions = {
+            name: Positions(change(p.flat_N), change(p.image_N), change(p.cell_N))
             for name, p in self.positions.items()
         }
-        ids, attention, labels, trained = (
-            t.to(device) for t in (self.ids_BT, self.attention_BT, self.labels_BT, self.trained_N)
+        return Batch(
+            change(self.ids_BT),
+            change(self.attention_BT),
+            change(self.labels_BT),
+            change(self.trained_N),
+            positions,
+            self.num_images,
         )
-        return Batch(ids, attention, labels, trained, moved, self.num_images)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        return self.mapped(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
@@ -174,14 +182,19 @@ class Layout:
 
     def _tokens(self, height: int, width: int) -> tuple[list[int], list[int]]:
         """(forced id or -1, raster cell or -1) of every token of an image, begin to end."""
-        sides = [*self._side(height), *self._part("times"), *self._side(width)]
-        before = [*self._part("begin"), *sides, *self._part("grid_begin")]
-        row = [*([-1] * width), *self._part("row_end")]
-        after = [*self._part("grid_end"), *self._part("end")]
-        after += [] if self.closing is None else [self.closing]
+        before, row_end, after = self._frame(height, width)
+        row = [*([-1] * width), *row_end]
         forced = [*before, *(row * height), *after]
         numbers = iter(range(height * width))
         return forced, [next(numbers) if token < 0 else -1 for token in forced]
+
+    def _frame(self, height: int, width: int) -> tuple[list[int], list[int], list[int]]:
+        """The ids before an image's codes, after each of their rows, and after them all."""
+        sides = [*self._side(height), *self._part("times"), *self._side(width)]
+        before = [*self._part("begin"), *sides, *self._part("grid_begin")]
+        after = [*self._part("grid_end"), *self._part("end")]
+        after += [] if self.closing is None else [self.closing]
+        return before, self._part("row_end"), after
 
     def _part(self, name: str) -> list[int]:
         """The token of that name, if this format has it."""
@@ -205,7 +218,9 @@ class Layout:
 
     def image_length(self, height: int, width: int) -> int:
         """Tokens that an image occupies, separators and the rep token included."""
-        return len(self._tokens(height, width)[0]) + (self.rep is not None)
+        before, row_end, after = self._frame(height, width)
+        codes = height * (width + len(row_end))
+        return (self.rep is not None) + len(before) + codes + len(after)
 
     def plan(self, height: int, width: int) -> DecodePlan:
         """What to emit after the prompt. Steps with forced_S == -1 may emit any of `code_ids`.
@@ -276,7 +291,7 @@ class Layout:
                 holding, rep, spanned = [*holding, NOWHERE], [*rep, here], [*spanned, here]
             tokens, cells = self._tokens(segment.height, segment.width)
             for token, cell in zip(tokens, cells, strict=True):
-                ids.append(token if cell < 0 else self._code_token(segment.codes[cell]))
+                ids.append(token if cell < 0 else self.token_of(segment.codes[cell]))
                 holding.append(NOWHERE if cell < 0 else (num_images, cell))
             trained += [True] * len(tokens)
             rep += [NOWHERE] * len(tokens)
@@ -286,7 +301,12 @@ class Layout:
             trained[0] = False
         return Sample(ids, trained, _position_sets(holding, rep, spanned), num_images)
 
-    def _code_token(self, code: int) -> int:
+    def token_of(self, code: int) -> int:
+        """The token id of an image code.
+
+        Raises:
+            ValueError: the codebook has no such code.
+        """
         if not 0 <= code < len(self.code_ids):
             raise ValueError(
                 f"image code {code} is outside the codebook of {len(self.code_ids)}: the data was "

@@ -3,7 +3,7 @@
 Legend: B rows, N slots of a caption, n tokens of one, D width of its features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +46,11 @@ class TextFeatures:
         null = [d or c is None for d, c in zip(dropped, captions, strict=True)]
         return TextFeatures(values_BND, mask_BN, torch.tensor(null, dtype=torch.bool))
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "TextFeatures":
+        """The same with `change` applied to every tensor."""
+        tensors = (self.values_BND, self.mask_BN, self.dropped_B)
+        return TextFeatures(*map(change, tensors))
+
     def to(self, device: torch.device | str) -> "TextFeatures":
         """The same features on `device`."""
-        return TextFeatures(
-            self.values_BND.to(device), self.mask_BN.to(device), self.dropped_B.to(device)
-        )
+        return self.mapped(lambda tensor: tensor.to(device))

@@ -1,51 +1,65 @@
 """From prepared rows to the micro-batches of one optimizer step.
 
-The order is a function of (seed, step) only: nothing is carried from step to step, so a run resumes
-anywhere, and ranks may take slices of the same global batch.
+The order is a function of (seed, step) only (order.py): nothing is carried from step to step, so a
+run resumes anywhere, and ranks may take slices of the same global batch.
 
-Legend: N rows (images), D feature width, E images of a batch, n tokens of a caption.
+Legend: E images of a batch, D feature width, n tokens of a caption.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from arra.data.shards import Dataset
+from arra.data.ahead import Ahead
+from arra.data.sequences import Sequences
+from arra.data.split import Captions, Split
 from arra.data.targets import TargetValues, stored_targets
-from arra.data.text_column import TextColumn
-from arra.data.views import choices_by_sample
-from arra.layout import Batch, Image, Sample, Text
-from arra.models.base import Backbone
+from arra.data.views import grids_among
+from arra.layout import Batch
+from arra.models.base import Backbone, Grid
 from arra.objective import Feature
 from arra.text_features import TextFeatures
 
-PLACEHOLDER = "<image>"
-"""Where an image stands within its row's text; without it the image follows the text."""
+AHEAD = 2
+"""Optimizer steps whose batches are made ahead of use."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes."""
+    """What one forward pass takes; `rows` are those of the dataset that its images are."""
 
     batch: Batch
     features: dict[str, Feature]
     text: TextFeatures | None = None  # captions, for a model that is prompted by their features
+    rows: tuple[int, ...] = ()
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        """The same with `change` applied to every tensor."""
+        features = {name: feature.mapped(change) for name, feature in self.features.items()}
+        text = self.text and self.text.mapped(change)
+        return MicroBatch(self.batch.mapped(change), features, text, self.rows)
 
     def to(self, device: torch.device) -> "MicroBatch":
-        features = {name: feature.to(device) for name, feature in self.features.items()}
-        text = self.text and self.text.to(device)
-        return MicroBatch(self.batch.to(device), features, text)
+        """The same on `device`; a GPU fetches it while this goes on."""
+        aside = device.type == "cuda"
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=aside))
+
+    def pinned(self) -> "MicroBatch":
+        """The same in memory that a GPU can fetch from on its own."""
+        return self.mapped(torch.Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A sample as it is used once."""
+    """A sample as it is used once: its rows, and whether its prompt is dropped."""
 
-    rows: Sequence[int]  # its own, or those of one of its views
-    dropped: bool  # whether its prompt is
+    rows: Sequence[int]
+    dropped: bool
 
 
 class Loader:
@@ -62,8 +76,9 @@ class Loader:
 
     Attributes:
         targets: by name, all that is aligned to.
-        samples: rows of each sample, without the views that `prepare --views` added.
+        num_samples: samples of one epoch, without the views that `prepare --views` added.
         captions: the rows' features, for a backbone that is prompted by such.
+        waited: seconds that `step` took since this was last set to 0: what training waits for.
 
     Raises:
         ValueError: the model is prompted by features of captions that the dataset does not have,
@@ -72,7 +87,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Split,
         backbone: Backbone,
         *,
         batch_size: int,
@@ -90,85 +105,139 @@ class Loader:
         self.dataset, self.backbone = dataset, backbone
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.rank, self.ranks = rank, ranks
-        self.prompt_dropout, self.train_text, self.centred = prompt_dropout, train_text, centred
+        self.prompt_dropout, self.centred = prompt_dropout, centred
         self.passages, self.text_rows = passages, text_rows
-        self._choices = choices_by_sample(dataset.ids, dataset.samples, dataset.view_of)
-        self.samples: list[list[int]] = [own for own, *_ in self._choices]
-        if not self.samples:
-            raise ValueError(f"the dataset's split {dataset.split!r} has no rows to train on")
+        self._order = dataset.order(seed, batch_size)
+        self.num_samples = self._order.num_samples
+        self._sequences = Sequences(dataset, backbone, train_text)
         self.captions = self._caption_column() if backbone.text_slots else None
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-        self._draws = lru_cache(maxsize=2)(self._drawn)
-        self._dropped = lru_cache(maxsize=2)(self._chance)
-        self._check_grids()
-        self._ending = lru_cache(maxsize=64)(lambda grid: len(backbone.wrapping(grid)[1]))
-        self.targets = stored_targets(dataset) | dict(online or {})
+        self._grids: set[Grid] = set()
+        self._check_grids(grids_among(dataset.first.grids))
+        self._stored, self._online = stored_targets(dataset), dict(online or {})
+        self.targets = self._stored | self._online
         self._constants = {name: self._constant(t) for name, t in self.targets.items()}
-        if max(map(len, self.samples)) > 1:
+        if self._order.several:
             self._check_several_images()
+        self._ahead: Ahead[list[MicroBatch]] | None = None
+        self.waited = 0.0
 
     def step(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of optimizer step `step` (counted from 0).
 
         The global batch is cut into ranks x accumulate slices that differ by one sample at most.
         """
-        parts = self.ranks * self.accumulate
-        first = step * self.batch_size
-        slices = np.array_split(np.arange(first, first + self.batch_size), parts)
-        texts = np.array_split(np.arange(self.text_rows) + step * self.text_rows, parts)
-        return [
-            self.collate([self.at(int(position)) for position in part], passages)
-            for part, passages in list(zip(slices, texts, strict=True))[self._own]
-        ]
+        started = time.perf_counter()
+        micros = self._ahead.take(step) if self._ahead else self._made(step)
+        self.waited += time.perf_counter() - started
+        return [self._with_online(micro) for micro in micros]
+
+    @contextmanager
+    def ahead(self, end: int, device: torch.device) -> Iterator[None]:
+        """Within this, `step` gives what a thread has made ahead, up to step `end` - 1.
+
+        The same batches, in pinned memory if the device is a GPU.
+        """
+
+        def made(step: int) -> list[MicroBatch]:
+            micros = self._made(step)
+            return [micro.pinned() for micro in micros] if device.type == "cuda" else micros
+
+        self._ahead = Ahead(made, end, AHEAD)
+        try:
+            yield
+        finally:
+            self._ahead.close()
+            self._ahead = None
 
     def ids(self, step: int) -> list[str]:
         """Ids of this rank's images of step `step`."""
-        slices = np.array_split(np.arange(self.batch_size), self.ranks * self.accumulate)
-        places = step * self.batch_size + np.concatenate(slices[self._own])
-        return [self.dataset.ids[row] for place in places for row in self.at(int(place)).rows]
-
-    def at(self, position: int) -> Drawn:
-        """The sample at a position of the run: that of step s and place k is s * batch_size + k."""
-        step, place = divmod(position, self.batch_size)
-        return Drawn(self._sample_at(position), bool(self._dropped(step)[place]))
-
-    def draw(self, index: int, view: float, prompt: float) -> Drawn:
-        """Sample `index` of `samples`, for a driver with an order of its own.
-
-        Args:
-            view, prompt: uniform in [0, 1): which view is used, and whether the prompt is dropped.
-        """
-        choices = self._choices[index]
-        return Drawn(choices[int(view * len(choices))], prompt < self.prompt_dropout)
-
-    @property
-    def _own(self) -> slice:
-        return slice(self.rank * self.accumulate, (self.rank + 1) * self.accumulate)
+        slots = np.concatenate(self._slices(self.batch_size))
+        rows = [row for sample in self._order.rows_at(step, slots) for row in sample]
+        return [self.dataset.ids[row] for row in rows]
 
     def in_order(self, limit: int) -> Iterator[MicroBatch]:
         """This rank's share of the first `limit` samples in the dataset's order, `batch_size` at a
         time and no prompt dropped: for validation."""
-        samples = self.samples[:limit]
-        for i in range(self.rank * self.batch_size, len(samples), self.ranks * self.batch_size):
-            yield self.collate([Drawn(rows, False) for rows in samples[i : i + self.batch_size]])
+        end = min(limit, self.num_samples)
+        for i in range(self.rank * self.batch_size, end, self.ranks * self.batch_size):
+            part = self._order.rows_from(i, min(i + self.batch_size, end))
+            yield self._with_online(self._collate(part, [False] * len(part), []))
+
+    def spare(self) -> MicroBatch:
+        """One image, for a process that has no share but must compute along with the others."""
+        (sample,) = self._order.rows_from(0, 1)
+        return self._with_online(self._collate([sample], [False], []))
+
+    # ---- for a driver that gathers its batches itself --------------------------------------------
+
+    def at(self, position: int) -> Drawn:
+        """The sample in a place of the run: that of step s and slot k is s * batch_size + k."""
+        step, slot = divmod(position, self.batch_size)
+        (rows,) = self._order.rows_at(step, np.array([slot]))
+        return Drawn(rows, bool(self._dropped(step)[slot]))
+
+    def sample(self, index: int, dropped: bool = False) -> Drawn:
+        """Sample `index` of those in the dataset's order."""
+        (rows,) = self._order.rows_from(index, index + 1)
+        return Drawn(rows, dropped)
+
+    def collate(self, samples: Sequence[Drawn]) -> MicroBatch:
+        """These samples as what one forward pass takes."""
+        rows = [sample.rows for sample in samples]
+        return self._with_online(self._collate(rows, [sample.dropped for sample in samples], []))
 
     # ---- one batch ------------------------------------------------------------------------------
 
-    def collate(
-        self, samples: Sequence[Drawn], texts: Sequence[int] | np.ndarray = ()
+    def _dropped(self, step: int) -> np.ndarray:
+        """For each slot of a step, whether its prompt is dropped."""
+        generator = np.random.default_rng([self.seed, step])
+        return generator.random(self.batch_size) < self.prompt_dropout
+
+    def _slices(self, count: int) -> list[np.ndarray]:
+        """This rank's share of `count` slots, micro-batch by micro-batch."""
+        parts = np.array_split(np.arange(count), self.ranks * self.accumulate)
+        return parts[self.rank * self.accumulate : (self.rank + 1) * self.accumulate]
+
+    def _made(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of a step but for what an encoder computes on the device. What it
+        reads of the loader does not change: it runs in another thread."""
+        dropped = self._dropped(step)
+        micros = []
+        for slots, texts in zip(
+            self._slices(self.batch_size), self._slices(self.text_rows), strict=True
+        ):
+            samples = self._order.rows_at(step, slots)
+            passages = [self._passage(step * self.text_rows + int(k)) for k in texts]
+            micros.append(self._collate(samples, dropped[slots].tolist(), passages))
+        return micros
+
+    def _collate(
+        self, samples: Sequence[Sequence[int]], dropped: Sequence[bool], passages: Sequence[str]
     ) -> MicroBatch:
-        """These samples, and these of the passages of plain text, as what one forward takes."""
-        rows = [self._lay_out(sample.rows, sample.dropped) for sample in samples]
-        rows += [self._passage(int(i)) for i in texts]
-        batch = self.backbone.layout.collate(rows)
-        indices = [row for sample in samples for row in sample.rows]
+        rows = [row for sample in samples for row in sample]
+        self._check_grids(set(self.dataset.grids_of(rows)) if rows else set())
+        batch = self._sequences.batch(samples, dropped, passages)
+        assert batch.num_images == len(rows)
         features = {
-            name: Feature(target.of(indices), *self._constants[name])
-            for name, target in self.targets.items()
+            name: Feature(target.of(rows), *self._constants[name])
+            for name, target in self._stored.items()
         }
-        assert batch.num_images == len(indices)
-        dropped = [sample.dropped for sample in samples]
-        return MicroBatch(batch, features, self._text_features(indices, dropped))
+        return MicroBatch(batch, features, self._text_features(rows, dropped), tuple(rows))
+
+    def _with_online(self, micro: MicroBatch) -> MicroBatch:
+        """Encoders compute in the thread that trains, on the same device and in the same order."""
+        if not self._online:
+            return micro
+        seen = {
+            name: Feature(target.of(micro.rows), *self._constants[name])
+            for name, target in self._online.items()
+        }
+        return replace(micro, features=micro.features | seen)
+
+    def _passage(self, index: int) -> str:
+        epoch, position = divmod(index, len(self.passages))
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.passages))
+        return self.passages[order[position]]
 
     def _text_features(self, rows: Sequence[int], dropped: Sequence[bool]) -> TextFeatures | None:
         """The captions of a batch that has one image a sequence."""
@@ -179,7 +248,7 @@ class Loader:
         slots, width = self.backbone.text_slots, self.backbone.text_width
         return TextFeatures.of(captions, dropped, slots, width)
 
-    def _caption_column(self) -> TextColumn:
+    def _caption_column(self) -> Captions:
         """The one text encoder's features; checks that they fit the model and the samples."""
         columns, width = self.dataset.text_features, self.backbone.text_width
         if len(columns) != 1:
@@ -196,44 +265,24 @@ class Loader:
             )
         if self.passages:
             raise ValueError("--data.text: a model prompted by text features reads no plain text")
-        if any(len(rows) > 1 for rows in self.samples):
+        if self._order.several:
             raise ValueError(
                 "a sample of the dataset has several images, but a model prompted by text features "
                 "takes one caption and one image"
             )
         return column
 
-    def _lay_out(self, rows: Sequence[int], dropped: bool) -> Sample:
-        segments: list[Text | Image] = []
-        for row in rows:
-            height, width = (int(side) for side in self.dataset.grids[row])
-            image = Image(tuple(self.dataset.image_ids[row].tolist()), height, width)
-            before, _, after = self.dataset.texts[row].partition(PLACEHOLDER)
-            after = after if self.captions is None else ""  # the whole caption is in its features
-            grid = (height, width)
-            condition = [] if segments else self.backbone.condition(before, grid)
-            if dropped:
-                condition = condition and self.backbone.without_prompt(condition, grid)
-                before = after = ""
-            ending = min(len(condition), self._ending(grid))
-            prompt = self._text(before) if segments else Text(tuple(condition), ending)
-            segments += [prompt, image, self._text(after)]
-        return self.backbone.layout.sample(
-            [s for s in segments if isinstance(s, Image) or s.ids],
-            max_length=self.backbone.max_length,
-            train_text=self.train_text,
-        )
-
-    def _check_grids(self) -> None:
+    def _check_grids(self, grids: set[Grid]) -> None:
         """Without row ends and size tokens the same sequence could be of several shapes.
 
         Raises:
             ValueError: the dataset has several grids, or one that the family cannot take.
         """
-        grids = sorted({(int(height), int(width)) for height, width in self.dataset.grids})
-        family = type(self.backbone).__name__
+        if grids <= self._grids:
+            return
+        grids, family = self._grids | grids, type(self.backbone).__name__
         if len(grids) > 1 and self.backbone.layout.row_end is None:
-            some = ", ".join(f"{height}x{width}" for height, width in grids[:3])
+            some = ", ".join(f"{height}x{width}" for height, width in sorted(grids)[:3])
             raise ValueError(
                 f"the dataset's images have {len(grids)} grids ({some}, ...), but {family} paints "
                 f"one grid: prepare the data with --framing crop or pad, or train a family or "
@@ -241,6 +290,7 @@ class Loader:
             )
         for grid in grids:
             self.backbone.room(grid)
+        self._grids = grids
 
     def _check_several_images(self) -> None:
         """A family that closes each prompt does so for one image; how it writes more is not known.
@@ -248,42 +298,12 @@ class Loader:
         Raises:
             ValueError: the rows of one sample cannot stand in one sequence of this family.
         """
-        height, width = (int(side) for side in self.dataset.grids[0])
-        if self._ending((height, width)):
+        if self._sequences.ending(next(iter(self._grids))):
             raise ValueError(
                 f"the dataset has samples of several images, but the prompts of "
                 f"{type(self.backbone).__name__} belong to one image each: prepare one image a "
                 f"sample, or train a family that takes several"
             )
-
-    def _text(self, text: str) -> Text:
-        return Text(tuple(self.backbone.text_ids(text)) if text else ())
-
-    def _passage(self, index: int) -> Sample:
-        epoch, position = divmod(index, len(self.passages))
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.passages))
-        passage = self.passages[order[position]]
-        ids = [*self.backbone.opening(), *self.backbone.text_ids(passage)]
-        return self.backbone.layout.sample(
-            [Text(tuple(ids))], max_length=self.backbone.max_length, train_text=True
-        )
-
-    # ---- order and constants --------------------------------------------------------------------
-
-    def _sample_at(self, index: int) -> Sequence[int]:
-        """Of a sample with views one is drawn, its own rows among them, as LlamaGen does."""
-        epoch, position = divmod(index, len(self.samples))
-        return self.draw(self._order(epoch)[position], self._draws(epoch)[position], 1.0).rows
-
-    def _chance(self, step: int) -> np.ndarray:
-        generator = np.random.default_rng([self.seed, step])
-        return generator.random(self.batch_size) < self.prompt_dropout
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.samples))
-
-    def _drawn(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 2, epoch]).random(len(self.samples))
 
     def _constant(self, target: TargetValues) -> tuple[torch.Tensor, torch.Tensor]:
         info = target.info

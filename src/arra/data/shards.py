@@ -9,6 +9,7 @@ Legend: N images, D feature width, K codebook size.
 import hashlib
 import os
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import pyarrow.parquet as pq
 
 from arra.data.grid_column import GridColumn, format_of
 from arra.data.manifest import AGAIN, Manifest, ShardInfo, read_manifest
+from arra.data.order import Order, Shuffled
 from arra.data.parquet_files import parquet_file
 from arra.data.shard_file import FEATURE, bad_feature
 from arra.data.text_column import TextColumn
+from arra.data.views import choices_by_sample
 from arra.files import is_local, place, sha256_of
 
 _verified: set[tuple[str, int, int, str]] = set()
@@ -34,7 +37,6 @@ class Dataset:
         folder, split, manifest: what was opened.
         ids, samples, texts: N strings each.
         image_index: (N) int16, position of the image within its sample.
-        image_ids: N arrays of int32 codes in raster order.
         grids: (N, 2) int16, code rows and columns.
         features: name -> (N, D) float16.
         text_features: name -> the captions' features, read row by row when asked for.
@@ -61,7 +63,7 @@ class Dataset:
         chunks = table.column("image_ids").chunks  # together they may be too long for one array
         self._lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in chunks])
         self._codes = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
-        self.image_ids: list[np.ndarray] = np.split(self._codes, np.cumsum(self._lengths)[:-1])
+        self._ends = np.cumsum(self._lengths, dtype=np.int64)
         self.features = {
             name.removeprefix(FEATURE): _fixed(table.column(name))
             for name in table.column_names
@@ -83,6 +85,37 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def image_ids(self) -> list[np.ndarray]:
+        """Of each row its codes, int32, in raster order."""
+        return np.split(self._codes, self._ends[:-1])
+
+    @property
+    def first(self) -> "Dataset":
+        """Itself: all rows are in memory."""
+        return self
+
+    def codes(self, rows: Sequence[int]) -> np.ndarray:
+        """The codes of some rows, one image after the other."""
+        ends, lengths = self._ends[rows], self._lengths[rows]
+        if (lengths == lengths[0]).all():
+            places = (ends - lengths)[:, None] + np.arange(lengths[0])
+            return self._codes[places.ravel()]
+        return np.concatenate(
+            [self._codes[b - n : b] for b, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
+        )
+
+    def grids_of(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Code rows and columns of some rows."""
+        return [(height, width) for height, width in self.grids[rows].tolist()]
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """Each epoch one permutation of all samples."""
+        choices = choices_by_sample(self.ids, self.samples, self.view_of)
+        if not choices:
+            raise ValueError(f"the dataset's split {self.split!r} has no rows to train on")
+        return Shuffled(choices, seed, batch_size)
 
     def column(self, name: str) -> list[Any]:
         """The values of any column, an extra one such as `label` included.

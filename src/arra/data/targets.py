@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arra.data.grid_column import GridColumn
 from arra.data.manifest import FeatureInfo
-from arra.data.shards import Dataset
+from arra.data.split import Cells, Split, Vectors
 
 
 class TargetValues(Protocol):
@@ -39,10 +38,10 @@ class TargetValues(Protocol):
 
 @dataclass(frozen=True)
 class StoredFeature:
-    """Global features of the dataset, in memory."""
+    """Global features of the dataset."""
 
     info: FeatureInfo
-    value_ND: np.ndarray
+    value_ND: Vectors
     kind: Literal["global"] = "global"
 
     def of(self, rows: Sequence[int]) -> Tensor:
@@ -55,7 +54,7 @@ class StoredGrid:
     """Grids of patches of the dataset, read row by row."""
 
     info: FeatureInfo
-    column: GridColumn
+    column: Cells
     kind: Literal["patch"] = "patch"
 
     def of(self, rows: Sequence[int]) -> Tensor:
@@ -63,7 +62,7 @@ class StoredGrid:
         return filled_up([self.column[row] for row in rows])
 
 
-def stored_targets(dataset: Dataset) -> dict[str, TargetValues]:
+def stored_targets(dataset: Split) -> dict[str, TargetValues]:
     """By name, those that the dataset was opened with."""
     manifest = dataset.manifest
     features = {

@@ -6,6 +6,7 @@ were; which view of a sample is shown is drawn each time (loader.py).
 """
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -19,13 +20,36 @@ def rows_by_sample(samples: Sequence[str], view_of: Sequence[str | None]) -> lis
     return list(rows.values())
 
 
+class EachAlone(Sequence[list[list[int]]]):
+    """The choices of a split in which every row is a sample of its own, without views: [[row]]."""
+
+    def __init__(self, rows: range) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> list[list[int]]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "EachAlone": ...
+
+    def __getitem__(self, index: int | slice) -> "list[list[int]] | EachAlone":
+        if isinstance(index, slice):
+            return EachAlone(self._rows[index])
+        return [[self._rows[index]]]
+
+
 def choices_by_sample(
     ids: Sequence[str], samples: Sequence[str], view_of: Sequence[str | None]
-) -> list[list[list[int]]]:
+) -> Sequence[list[list[int]]]:
     """For each sample what may be shown: its own rows, then each view that all of them have.
 
     A view's name is what its id has behind the picture's, `ID#flip`.
     """
+    if len(set(samples)) == len(samples) and not any(view_of):
+        return EachAlone(range(len(samples)))
     views: dict[tuple[str, str], int] = {}
     names: dict[str, list[str]] = {}
     for row, (id_, whole) in enumerate(zip(ids, view_of, strict=True)):
@@ -42,6 +66,12 @@ def choices_by_sample(
         ]
         choices.append([own, *([views[ids[row], name] for row in own] for name in shared)])
     return choices
+
+
+def grids_among(grids_N2: np.ndarray) -> set[tuple[int, int]]:
+    """The different (code rows, code columns) of N images."""
+    sides_N2 = grids_N2.astype(np.int64)
+    return {divmod(int(both), 2**16) for both in np.unique(sides_N2[:, 0] * 2**16 + sides_N2[:, 1])}
 
 
 def common_grid(grids_N2: np.ndarray) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from arra.data.loader import PLACEHOLDER
+from arra.data.sequences import PLACEHOLDER
 from arra.data.shards import open_dataset
 from arra.data.views import rows_by_sample
 

@@ -60,6 +60,7 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
             Monitor(run, info["step"]) as monitor,
             Saver(folder, run.state, world, config.checkpoint) as saver,
             run.signs.watched(),
+            run.loader.ahead(end, world.device),
         ):
             _loop(run, monitor, saver, card, info, end)
     except (ValueError, OSError):

@@ -188,7 +188,7 @@ def _in_lock_step(run: "Run") -> Iterable[tuple[MicroBatch, bool]]:
     images = min(limit, source.num_samples)
     rounds = range(-(-images // (source.batch_size * run.world.size)))
     for _, micro in zip_longest(rounds, source.in_order(limit)):
-        shown = micro or run.loader.step(0)[0]
+        shown = micro or source.spare()
         yield shown.to(run.world.device), micro is not None
 
 

@@ -146,7 +146,7 @@ class RunCard:
             "step": self.step,
             "steps": config.steps,
             "samples_seen": seen,
-            "epochs": round(seen / len(self.run.loader.samples), 4),
+            "epochs": round(seen / self.run.loader.num_samples, 4),
             "skipped_steps": self.skipped,
             "steps_computed": sum(s.to_step - s.from_step for s in self.sessions),
             "seconds": round(seconds, 1),

@@ -31,7 +31,7 @@ def paint_samples(run: "Run", step: int) -> "Image.Image":
         pipe = Pipeline(
             run.backbone,
             tokenizer,
-            grid=common_grid(source.dataset.grids),
+            grid=common_grid(source.dataset.first.grids),
             prompt_features=_stored(source),
         )
         images = pipe(prompts, seeds=list(range(len(prompts))))
@@ -49,9 +49,9 @@ def paint_samples(run: "Run", step: int) -> "Image.Image":
 
 def _prompts(source: "Loader", count: int) -> list[str]:
     """What training shows before an image: words alone end where the image begins."""
-    from arra.data.loader import PLACEHOLDER
+    from arra.data.sequences import PLACEHOLDER
 
-    texts = source.dataset.texts[:count]
+    texts = source.dataset.first.texts[:count]
     return texts if source.captions else [text.partition(PLACEHOLDER)[0] for text in texts]
 
 
@@ -60,7 +60,7 @@ def _stored(source: "Loader") -> "PromptFeatures | None":
     column = source.captions
     if column is None:
         return None
-    rows = {text: row for row, text in enumerate(source.dataset.texts)}
+    rows = {text: row for row, text in enumerate(source.dataset.first.texts)}
 
     def features_of(prompts: Sequence[str]) -> list[torch.Tensor]:
         return [torch.tensor(column[rows[prompt]]) for prompt in prompts]

@@ -12,8 +12,8 @@ from arra.config import TrainConfig
 from arra.data.loader import Loader, MicroBatch
 from arra.data.manifest import Manifest, read_manifest
 from arra.data.shards import Dataset, open_dataset
+from arra.data.split import Captions
 from arra.data.targets import TargetValues
-from arra.data.text_column import TextColumn
 from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16
 from arra.files import read_json
@@ -158,7 +158,7 @@ def assemble(
 
 
 def _text_encoder(
-    config: TrainConfig, captions: TextColumn | None, manifest: Manifest
+    config: TrainConfig, captions: Captions | None, manifest: Manifest
 ) -> dict[str, Any] | None:
     """What pipeline.json says of the encoder of the prompts, if they are features.
 

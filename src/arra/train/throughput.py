@@ -2,7 +2,8 @@
 waits for the device.
 
 Times in which no step is computed (validation, painting, checkpoints) are taken apart, so that the
-rates are those of training alone; their share of the time is `overhead`.
+rates are those of training alone; their share of the time is `overhead`. `data_wait` is the share
+of the rest in which this process had no batch.
 """
 
 import resource
@@ -108,7 +109,9 @@ class Throughput:
         }
         if self.peak is not None:
             fields["mfu"] = fields["tflops"] / (self.peak * run.world.size)
-        return fields | {"overhead": overhead} | self._memory()
+        waited, run.loader.waited = run.loader.waited, 0.0
+        shares = {"overhead": overhead, "data_wait": min(1.0, waited / seconds)}
+        return fields | shares | self._memory()
 
     def _memory(self) -> dict[str, float]:
         """In 10^9 bytes, of the process that has most: on GPUs since the last call, on a CPU since

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,7 +27,7 @@ from arra.data.manifest import read_manifest
 from arra.data.prepare import prepare
 from arra.data.prepare_config import PrepareConfig
 from arra.data.shard_file import stored_name
-from arra.data.shards import open_dataset
+from arra.data.shards import Dataset, open_dataset
 from arra.models.loading import load_for_training
 from arra.objective import Feature, Objective, Target
 
@@ -289,21 +290,26 @@ def lumina():
 
 def two_grids(cells):
     """Images of 2 x 2, 2 x 4, 4 x 2, ... codes; a grid and a global feature of each."""
-    grids = np.array([[2, 2], [2, 4], [4, 2], [2, 2]], np.int16)
+    sides = [(2, 2), (2, 4), (4, 2), (2, 2)]
     info = Info(3, [0.5, 0.0, 0.0], [1.0, 0, 0], [0, 1.0, 0])
-    return SimpleNamespace(
-        split="train",
-        ids=list("abcd"),
-        view_of=[None] * 4,
-        samples=list("abcd"),
-        texts=list("abcd"),
-        image_ids=[np.arange(h * w, dtype=np.int32) for h, w in grids],
-        grids=grids,
-        features={"clip": np.ones((4, 3), np.float16)},
-        patch_features={"dino": cells},
-        text_features={},
-        manifest=SimpleNamespace(features={"clip": info}, grids={"dino": info}),
+    table = pa.table(
+        {
+            **{name: list("abcd") for name in ("id", "sample", "text")},
+            "image_index": [0] * 4,
+            "image_ids": pa.array([list(range(h * w)) for h, w in sides], pa.list_(pa.int32())),
+            "grid_height": [h for h, _ in sides],
+            "grid_width": [w for _, w in sides],
+        }
     )
+    manifest = SimpleNamespace(
+        features={"clip": info},
+        grids={"dino": info},
+        text_features={},
+        splits={"train": SimpleNamespace(shards=[])},
+    )
+    made = Dataset(Path("."), "train", manifest, table)
+    made.features, made.patch_features = {"clip": np.ones((4, 3), np.float16)}, {"dino": cells}
+    return made
 
 
 def test_images_of_several_grids_share_a_batch():
