@@ -25,26 +25,27 @@ def serves(x: Tensor) -> bool:
 
 
 class RMSNormCPU(torch.autograd.Function):
-    """x / rms(x) * weight for x (..., D) and a weight (D,) of the same type, float32 or float64."""
+    """x / rms(x) * weight for x (..., D) and a weight (D,) of the same type, float32 or float64;
+    rounded to `dtype` at the end."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight_D, inverse)
-        return (x * inverse).mul_(weight_D)
+        return (x * inverse).mul_(weight_D).to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight_D, inverse = ctx.saved_tensors
-        unit = x * inverse
+        unit, grad = x * inverse, grad.to(x.dtype)
         weight_grad = None
         if ctx.needs_input_grad[1]:
             weight_grad = (grad * unit).flatten(0, -2).sum(0)
         inner = grad * weight_D
         along = torch.linalg.vecdot(inner, unit)[..., None].div_(-x.shape[-1])
-        return inner.addcmul_(unit, along).mul_(inverse), weight_grad, None
+        return inner.addcmul_(unit, along).mul_(inverse), weight_grad, None, None
 
 
 class TurnCPU(torch.autograd.Function):

@@ -127,7 +127,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if serves(x) and x.dtype == self.weight.dtype == wide(x.dtype):
-            return RMSNormCPU.apply(x, self.weight, self.eps)
+            # What follows is a product, or several: they need not each round it again.
+            autocast = torch.is_autocast_enabled("cpu")
+            dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+            return RMSNormCPU.apply(x, self.weight, self.eps, dtype)
         x_wide = x.to(wide(x.dtype))
         unit = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps)
         return unit.to(x.dtype) * self.weight
@@ -264,8 +267,8 @@ class Block(GradientCheckpointingLayer):
         columns_T: Tensor | None = None,
     ) -> Tensor:
         added = self.attention(self.attention_norm(x_BTD), turns, mask, cache, columns_T)
-        x_BTD = x_BTD + self._skipped(added)
-        return x_BTD + self._skipped(self.feed_forward(self.ffn_norm(x_BTD)))
+        x_BTD = x_BTD + self._skipped(added).to(x_BTD.dtype)
+        return x_BTD + self._skipped(self.feed_forward(self.ffn_norm(x_BTD))).to(x_BTD.dtype)
 
     def _skipped(self, added_BTD: Tensor) -> Tensor:
         """Stochastic depth: whole rows are left out, the others scaled up."""
