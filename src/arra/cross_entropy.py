@@ -143,7 +143,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             totals = [[torch.zeros_like(p) for p in parameters] for _ in range(terms)]
         ctx.terms, ctx.dtypes = terms, [p.dtype for p in parameters]
         ctx.save_for_backward(*hidden_grads, *(grad for total in totals for grad in total))
-        ce_sum, z_sum = sums.unbind()
+        ce_sum, z_sum = (each.clone() for each in sums)  # FSDP2 hangs hooks on them, not on views
         if not with_z:
             ctx.mark_non_differentiable(z_sum)
         return ce_sum, z_sum

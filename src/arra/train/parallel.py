@@ -8,9 +8,10 @@ the loss up instead would be the same but for rounding: transformers' norms comp
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,10 +36,13 @@ class Engine:
 
     Attributes:
         module: what is called for the terms of a micro-batch.
+        narrow_blocks: blocks that are gathered in bfloat16.
     """
 
-    def __init__(self, module: nn.Module, world: World) -> None:
-        self.module, self.world = module, world
+    def __init__(
+        self, module: nn.Module, world: World, narrow_blocks: Sequence[nn.Module] = ()
+    ) -> None:
+        self.module, self.world, self.narrow_blocks = module, world, narrow_blocks
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
@@ -57,21 +61,30 @@ class Engine:
     @contextmanager
     def painting(self) -> Iterator[None]:
         """Around calls of the model that do not pass through `Step`: what is sharded outside of the
-        blocks is gathered, and no block is compiled. The processes must make the same calls."""
-        sharded = self.module if isinstance(self.module, FSDPModule) else None
-        with eagerly():
-            if sharded is not None:
-                sharded.unshard()
-            try:
+        blocks is gathered, and no block is compiled. The processes must make the same calls.
+
+        Nothing is autocast there (a key/value cache wants one type): blocks that are gathered in
+        bfloat16 compute in it, all else in its own type.
+        """
+        if not isinstance(self.module, FSDPModule):
+            with eagerly():
                 yield
-            finally:
-                if sharded is not None:
-                    sharded.reshard()
+            return
+        hooks = [
+            block.register_forward_pre_hook(_narrowed, with_kwargs=True)
+            for block in self.narrow_blocks
+        ]
+        self.module.unshard()
+        try:
+            with eagerly():
+                yield
+        finally:
+            self.module.reshard()
+            for hook in hooks:
+                hook.remove()
 
 
-def engine_of(
-    step: nn.Module, blocks: Iterable[nn.Module], config: TrainConfig, world: World
-) -> Engine:
+def engine_of(step: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world: World) -> Engine:
     """Wraps a `Step`, in place where it is sharded: collect its parameters afterwards.
 
     Raises:
@@ -83,23 +96,43 @@ def engine_of(
         return Engine(_replicated(step, config, world.device), world)
     _check_sharding(config)
     mesh = _mesh(config.engine, world)
-    # Blocks are gathered in bfloat16; what surrounds them (tables, norm, projectors) stays as it
-    # is, and with it the residual stream, as on one device. Inputs are autocast's to cast.
-    half = config.dtype == "bfloat16"
-    inner = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if half else None,
-        reduce_dtype=torch.float32 if half else None,
-        cast_forward_inputs=False,
-    )
+    # Inputs are autocast's to cast; features are not cast at all.
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    inner = plain
+    half = config.dtype == "bfloat16" and not _needs_wide_norms(blocks, world.device)
+    if half:
+        # Blocks are gathered in bfloat16. What surrounds them (tables, norm, projectors) stays as
+        # it is, and with it the residual stream, as on one device.
+        inner = replace(plain, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=inner)
-    outer = MixedPrecisionPolicy(cast_forward_inputs=False)
-    fully_shard(step, mesh=mesh, mp_policy=outer)
+    fully_shard(step, mesh=mesh, mp_policy=plain)
     for module in step.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other, NCCL needs no other
-    return Engine(step, world)
+    return Engine(step, world, list(blocks) if half else ())
+
+
+def _narrowed(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The hidden states in bfloat16, and what transformers hands on by name: angles and masks."""
+    named = {name: _narrow(value) for name, value in kwargs.items()}
+    return (*map(_narrow, args[:1]), *args[1:]), named
+
+
+def _narrow(value: Any) -> Any:
+    """Tensors of floats in bfloat16, also those of a tuple; a cache is left alone."""
+    if isinstance(value, tuple):
+        return tuple(_narrow(part) for part in value)
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.bfloat16() if floats else value
+
+
+def _needs_wide_norms(blocks: nn.ModuleList, device: torch.device) -> bool:
+    """Whether a block has a layer norm, and no autocast widens it: a CPU's takes no bfloat16 weight
+    beside a float32 input."""
+    modules = (module for block in blocks for module in block.modules())
+    return device.type == "cpu" and any(isinstance(m, nn.LayerNorm) for m in modules)
 
 
 def _replicated(
