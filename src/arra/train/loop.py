@@ -35,7 +35,7 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
     Args:
         stop_after: end (with a checkpoint) after this many optimizer steps, schedules unchanged.
     """
-    with open_world(pick_device(config.device)) as world, _deterministic(world.device):
+    with open_world(pick_device(config.device)) as world, deterministic(world.device):
         return _train(config, world, stop_after)
 
 
@@ -130,7 +130,7 @@ def _loop(
 
 
 @contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
+def deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU a run is a function of its config: no algorithm may depend on thread timing."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(device.type == "cpu" or before)
