@@ -1,5 +1,6 @@
 """From a run to an ordinary checkpoint of its own architecture: nothing of ARRA remains in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
+from arra.model_card import Exported, model_card
 from arra.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BaseRecord
 from arra.models.folders import open_text_tokenizer, without_progress_bar
 from arra.models.loading import PIPELINE, load_checkpoint, weights_of
@@ -18,7 +20,8 @@ from arra.models.run_folder import latest_checkpoint, read_part, read_state
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a run's painter as standard folders: model, tokenizer, image tokenizer."""
+    """Write a run's painter as standard folders (model, tokenizer, image tokenizer) with a model
+    card, README.md."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run folder."""
@@ -33,7 +36,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> Path:
-    """Writes `out/{model,tokenizer,image_tokenizer,pipeline.json}`; returns `out`.
+    """Writes `out/{model,tokenizer,image_tokenizer,pipeline.json,README.md}`; returns `out`.
 
     `out/model` opens with transformers' own classes, without this package.
     """
@@ -46,7 +49,7 @@ def export(config: ExportConfig) -> Path:
     pipeline = read_json(run / PIPELINE)
     adapted = pipeline.pop("adapter", None)
     if config.adapter_only:
-        return _export_adapter(config, checkpoint, adapted)
+        return _export_adapter(config, checkpoint, adapted, pipeline)
     model = load_checkpoint(run, checkpoint, config.weights).model
     if adapted is not None:
         print("merged the adapter into its base: what is written is a plain model")
@@ -58,6 +61,7 @@ def export(config: ExportConfig) -> Path:
         )
     out = Path(config.out)
     with atomic_dir(out) as temporary, without_progress_bar():
+        _write_card(config, checkpoint, pipeline, temporary)
         model.to(getattr(torch, config.dtype)).save_pretrained(temporary / "model")
         if (run / "tokenizer").is_dir():
             open_text_tokenizer(run / "tokenizer").save_pretrained(temporary / "tokenizer")
@@ -75,7 +79,23 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
-def _export_adapter(config: ExportConfig, checkpoint: Path, adapted: dict[str, Any] | None) -> Path:
+def _write_card(
+    config: ExportConfig, checkpoint: Path, pipeline: Mapping[str, Any], folder: Path
+) -> None:
+    step = read_state(checkpoint)["step"]
+    exported = Exported(
+        Path(config.run), step, config.weights, config.dtype, pipeline, config.adapter_only
+    )
+    text = model_card(exported, Path(config.out).name)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _export_adapter(
+    config: ExportConfig,
+    checkpoint: Path,
+    adapted: dict[str, Any] | None,
+    pipeline: Mapping[str, Any],
+) -> Path:
     run, out = Path(config.run), Path(config.out)
     if adapted is None:
         raise ValueError(f"{run} trained the whole model: there is no adapter to write")
@@ -83,6 +103,7 @@ def _export_adapter(config: ExportConfig, checkpoint: Path, adapted: dict[str, A
     described = read_json(checkpoint / ADAPTER_CONFIG)
     described["base_model_name_or_path"] = BaseRecord(**adapted).name(run)
     with atomic_dir(out) as temporary:
+        _write_card(config, checkpoint, pipeline, temporary)
         write_json(temporary / ADAPTER_CONFIG, described)
         save_file(tensors, temporary / ADAPTER_WEIGHTS, {"format": "pt"})
     return out
