@@ -93,7 +93,9 @@ class CausalLM(Backbone):
         self.model, self.text_tokenizer, self.layout = model, text_tokenizer, layout
         self._decoder: Any = model.get_decoder()
         self._blocks = _find_blocks(model)
-        self.head = CausalLMHead(model)
+        head = CausalLMHead(model)
+        # Bare, where there is nothing else to it: a fused loss takes no other.
+        self.head = head if head.scale != 1.0 or head.soft_cap else head.table
         self._start = start_id(text_tokenizer)
 
     @property
