@@ -119,10 +119,10 @@ def test_probes_catch_a_head_that_is_not_the_models() -> None:
     with pytest.raises(ValueError, match=r"head\(hidden\)"):
         check(scaled)
     biased = grown("phi")
-    torch.nn.init.normal_(biased.head.table.bias)
+    torch.nn.init.normal_(biased.head.bias)
     check(biased)
-    biased.head.table = copy.deepcopy(biased.head.table)
-    torch.nn.init.zeros_(biased.head.table.bias)
+    biased.head = copy.deepcopy(biased.head)
+    torch.nn.init.zeros_(biased.head.bias)
     with pytest.raises(ValueError, match=r"head\(hidden\)"):
         check(biased)
 
