@@ -24,7 +24,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
   bench       prepare: images per second, stage by stage, and the share of its limit reached
-  doctor      is a dataset whole and sound; what would a run need in memory and time
+  doctor      is a dataset whole and sound; what became of a run; what would one need
 
   --version   print the version
   --debug     (anywhere) full tracebacks
@@ -226,16 +226,54 @@ def _doctor(arguments: Sequence[str]) -> None:
     elif not arguments:
         raise WrongUse(
             "arra doctor DATASET says whether a prepared dataset is whole and sound, arra doctor "
-            "--plan RECIPE what a run would need"
+            "RUN what became of a training run, arra doctor --plan RECIPE what a run would need"
         )
     elif arguments[0] in ("-h", "--help"):
         print("usage: arra doctor DATASET [...]           is a prepared dataset whole and sound?")
+        print("       arra doctor RUN [...]               what became of a training run?")
         print("       arra doctor --plan RECIPE [...]     what would a run need?\n")
-        with contextlib.suppress(SystemExit):
-            _audit(["--help"])
+        for part in (_audit, _examine):
+            with contextlib.suppress(SystemExit):
+                part(["--help"])
         _plan_a_run(["--help"])
+    elif _names_a_run(arguments):
+        _examine(arguments)
     else:
         _audit(arguments)
+
+
+def _names_a_run(arguments: Sequence[str]) -> bool:
+    """Whether the first folder named is a run, rather than a dataset."""
+    from arra.doctor.audit import is_dataset
+    from arra.doctor.run import is_run
+    from arra.files import place
+
+    for each in arguments:
+        if not each.startswith("-") and "://" not in each:
+            if is_dataset(place(each)):
+                return False
+            if is_run(place(each)):
+                return True
+    return False
+
+
+def _examine(arguments: Sequence[str]) -> None:
+    from arra.doctor.settings import RunConfig
+
+    config = _parse(RunConfig, arguments, "arra doctor")
+    from arra.doctor.audit_report import told
+    from arra.doctor.run import examine
+    from arra.files import place
+
+    found, seen = examine(config)
+    if config.out is not None:
+        from arra.doctor.run_page import write_report
+
+        write_report(place(config.out), found, seen)
+    as_json = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+    print(as_json if config.json else told(found))
+    if found.failed:
+        raise ValueError(f"{config.run}: {found.verdict.removeprefix('verdict: ')}")
 
 
 def _compare(one: str, other: str, as_json: bool) -> None:
@@ -259,8 +297,9 @@ def _audit(arguments: Sequence[str]) -> None:
 
     if not is_dataset(place(config.dataset)):
         raise WrongUse(
-            f"{config.dataset} is no prepared dataset: it has neither manifest.json nor plan.json "
-            f"(arra doctor --plan RECIPE plans a run)"
+            f"{config.dataset} is no prepared dataset (it has neither manifest.json nor plan.json) "
+            f"and no training run (it has no config.json of one); arra doctor --plan RECIPE plans "
+            f"a run"
         )
     found, seen = audit(config)
     if config.out is not None:

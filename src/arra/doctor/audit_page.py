@@ -20,7 +20,7 @@ from arra.study.plots import ALIGNED, STYLE, blank, thousands, to_svg
 SIDE = 256
 """Pixels of a picture's longest side on the page."""
 
-_STYLE = """<style>
+LOOK = """<style>
 .status { font: 600 .78rem/1.5 var(--sans); white-space: nowrap; }
 .checks { width: 100%; } .checks td, .checks th { text-align: left; white-space: normal;
   padding: .5rem 1rem .5rem 0; position: static; background: none; }
@@ -45,9 +45,9 @@ def write_report(out: Path, audit: Audit, seen: Seen) -> Path:
                 sheet(cells).save(temporary, "PNG", optimize=True)
     write_json(out / "audit.json", audit.to_json())
     body = [
-        _STYLE,
-        _head(audit),
-        _table(audit.checks),
+        LOOK,
+        head(audit),
+        table(audit.checks),
         _section("Samples", _samples_note(audit.checks), samples),
         *(
             _section(f"Closest pairs by {name}", _pairs_note(audit.checks, name), cells)
@@ -61,7 +61,8 @@ def write_report(out: Path, audit: Audit, seen: Seen) -> Path:
     return page
 
 
-def _head(audit: Audit) -> str:
+def head(audit: Audit) -> str:
+    """The verdict, and what was looked at."""
     verdict = audit.verdict.removeprefix("verdict: ")
     return (
         f'<header><p class="eyebrow">arra doctor</p><h1>{escape(verdict[:1].upper())}'
@@ -69,16 +70,18 @@ def _head(audit: Audit) -> str:
     )
 
 
-def _table(checks: Sequence[Check]) -> str:
+def table(checks: Sequence[Check], damage: str = "damage") -> str:
+    """The checks with their findings; `damage` is what the worst level is called."""
     rows = []
     for check in checks:
         items = "".join(
             f'<li class="{escape(finding.level.split()[0])}">{escape(finding.line())}</li>'
             for finding in check.findings
         )
+        status = damage if check.status == "damage" else check.status
         rows.append(
             f'<tr><td><span class="status {escape(check.status.split()[0])}">'
-            f"{escape(check.status)}</span></td><th>{escape(check.name)}</th>"
+            f"{escape(status)}</span></td><th>{escape(check.name)}</th>"
             f"<td>{escape(check.summary)}{f'<ul>{items}</ul>' if items else ''}</td></tr>"
         )
     return (

@@ -12,7 +12,10 @@ BAR = 32
 LINES = 20
 """Findings of one check that are printed."""
 
-_MARKS = {"damage": "DAMAGE", "warning": "warning", "not checked": "not checked", "note": "note"}
+_MARKS = {
+    kind: {"damage": worst, "warning": "warning", "not checked": "not checked", "note": "note"}
+    for kind, worst in (("dataset", "DAMAGE"), ("run", "WRONG"))
+}
 
 
 def told(audit: Audit) -> str:
@@ -20,7 +23,7 @@ def told(audit: Audit) -> str:
     width = max(len(check.name) for check in audit.checks)
     lines = [audit.title, ""]
     for check in audit.checks:
-        status = _MARKS.get(check.status, "ok")
+        status = _MARKS[audit.kind].get(check.status, "ok")
         lines.append(f"  {status:12}{check.name:{width}}  {check.summary}".rstrip())
         for finding in check.findings[:LINES]:
             mark = "" if finding.level in ("note", check.status) else f"{finding.level}: "

@@ -69,16 +69,18 @@ class Audit:
     """An audit that is done.
 
     Attributes:
-        folder: the dataset.
+        folder: the dataset, or the run.
         title: what it is, in one line.
         checks: in the order of the report.
         strict: warnings fail as well.
+        kind: what was looked at.
     """
 
     folder: Path
     title: str
     checks: Sequence[Check]
     strict: bool = False
+    kind: Literal["dataset", "run"] = "dataset"
 
     def count(self, level: Level) -> int:
         """Findings of a level."""
@@ -86,7 +88,7 @@ class Audit:
 
     @property
     def failed(self) -> bool:
-        """Whether the dataset should not be trained on."""
+        """Whether the dataset should not be trained on, or something is wrong with the run."""
         return bool(self.count("damage") or (self.strict and self.count("warning")))
 
     @property
@@ -94,7 +96,7 @@ class Audit:
         """The last line."""
         counts = {level: self.count(level) for level in LEVELS[:3]}
         said = [
-            f"damage in {counted(counts['damage'], 'place')}" if counts["damage"] else "",
+            self._damage(counts["damage"]) if counts["damage"] else "",
             counted(counts["warning"], "warning") if counts["warning"] else "",
             f"{counts['not checked']} not checked" if counts["not checked"] else "",
         ]
@@ -104,10 +106,15 @@ class Audit:
         why = "" if counts["damage"] else "; --strict makes warnings errors"
         return f"verdict: NOT fine: {words}{why}"
 
+    def _damage(self, count: int) -> str:
+        if self.kind == "dataset":
+            return f"damage in {counted(count, 'place')}"
+        return f"{counted(count, 'thing')} wrong"
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         return {
-            "dataset": str(self.folder),
+            self.kind: str(self.folder),
             "title": self.title,
             "failed": self.failed,
             "verdict": self.verdict,

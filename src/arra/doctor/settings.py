@@ -89,6 +89,25 @@ class AuditConfig:
         _require(self.samples >= 0, "--samples must be at least 0", self.samples)
 
 
+@dataclass(frozen=True)
+class RunConfig:
+    """Says what became of a training run, and how to go on.
+
+    Exit code 0: fine, 1: something is wrong, 2: wrong use. Nothing is written but --out.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """What `arra train --out` wrote."""
+    data: str | None = None
+    """Where the run's dataset is now, if not where config.json says."""
+    out: str | None = None
+    """Folder for report.html with the curves, and run.json; default: none are made."""
+    json: bool = False
+    """Print JSON instead of text."""
+    strict: bool = False
+    """Warnings are errors: exit code 1."""
+
+
 def _require(condition: bool, rule: str, found: object) -> None:
     if not condition:
         raise ValueError(f"{rule}, got {found}")

@@ -43,6 +43,7 @@ class Session:
         from_step, to_step: optimizer steps done; the second as of the last checkpoint.
         processes, machines, device, threads: what it ran on; threads are those of one process.
         cross_entropy: the kernel of the loss, ours or liger.
+        process: which process 0 is, for `is_alive`; says nothing to people.
         seconds: from the start, up to the last checkpoint or the end.
         error: what it failed with.
     """
@@ -55,6 +56,7 @@ class Session:
     device: str
     threads: int
     cross_entropy: str = "ours"
+    process: str = ""
     how: str = "running"
     ended: str | None = None
     seconds: float = 0.0
@@ -169,6 +171,31 @@ def config_hash(config: TrainConfig) -> str:
     wherever they lie and however their steps are split."""
     kept = {name: value for name, value in to_json(config).items() if name not in RESUMABLE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def is_alive(process: str) -> bool | None:
+    """Whether a session's process still runs; None where that cannot be known from here."""
+    here, _, rest = process.partition(":")
+    number = rest.partition(":")[0]
+    if not number or here != _process_name(os.getpid()).partition(":")[0]:
+        return None  # another machine, another container, or no Linux
+    return process == _process_name(int(number))
+
+
+def _process_name(number: int) -> str:
+    """`HERE:PID:BEGUN`: a hash of this boot and its process space, and when the process began, so
+    that a number that is given out again is another process. Empty where /proc does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    here = hashlib.sha256(boot + space.encode()).hexdigest()[:12]
+    try:
+        status = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"{here}:{number}:gone"
+    return f"{here}:{number}:{status.rpartition(')')[2].split()[19]}"
 
 
 def _sessions_before(path: Path) -> list[Session]:
