@@ -94,7 +94,7 @@ def test_plain_peft_opens_base_and_adapter(
     train(config)
     folder = export(ExportConfig(config.out, str(tmp_path / "adapter"), adapter_only=True))
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(ValueError, match="adapter without its model"):
         load_model(folder)
     pointed = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
