@@ -75,17 +75,17 @@ def checkpoints_check(seen: Evidence) -> Check:
             whole.append(checkpoint)
         else:
             findings.append(Finding(level, why, checkpoint.name))
-    if findings and seen.checkpoints[-1] not in whole:
-        known = "" if all(f.level != "damage" for f in findings) else _falls_back(whole)
-        findings[-1] = Finding("damage", findings[-1].what, findings[-1].where, remedy=known)
+    if findings and seen.checkpoints[-1] not in whole and findings[-1].level == "warning":
+        last = findings[-1]
+        findings[-1] = Finding("damage", last.what, last.where, remedy=_falls_back(whole))
     findings += _leftovers(folder)
     if not seen.checkpoints and seen.last_step:
         what = f"none, after {counted(seen.last_step, 'step')}"
         remedy = "a run that ends now starts anew: lower --checkpoint.every"
         findings.append(Finding("warning", what, "checkpoints", remedy=remedy))
     findings += _room(seen, sizes)
-    last = f", the last after step {seen.saved_step:,}" if whole else ""
-    said = f"{len(whole)} whole of {len(seen.checkpoints)}{last}; {sum(sizes) / GB:.3g} GB"
+    newest = f", the last after step {seen.saved_step:,}" if whole else ""
+    said = f"{len(whole)} whole of {len(seen.checkpoints)}{newest}; {sum(sizes) / GB:.3g} GB"
     return Check("checkpoints", said, findings, {"checkpoints": facts})
 
 

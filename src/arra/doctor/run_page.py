@@ -78,13 +78,13 @@ def _curves(seen: Evidence) -> str:
 
 
 def _alignment(seen: Evidence) -> list[tuple[str, str]]:
-    """For each target its loss beside the best constant answer's, and the retrieval."""
+    """For each target its loss beside that of the best constant answer, and the retrieval."""
     names = sorted({n for line in seen.lines for n in line if n.split("/")[0] == "loss_gva"})
     drawn = []
     for name in names:
         end = name.removeprefix("loss_gva")
         of = f" with {end[1:]}" if end else ""
-        shown = {name: "alignment", f"gva_constant{end}": "best constant answer"}
+        shown = {name: "alignment", f"gva_constant{end}": "constant answer"}
         shown |= {f"val_{name}": "validation"}
         drawn.append((_lines(seen, shown, "1 - cosine"), f"Alignment loss{of}"))
         share = _lines(seen, {f"retrieval{end}": ""}, "images found", zero=True)
@@ -105,7 +105,10 @@ def _lines(
             series.append(Series("", x, y, colour, faint=True))
             y = smooth(y, max(5, len(y) // 40))
         series.append(Series(said, x, y, colour, dashed="constant" in said))
-    return curve(series, y_label=label, cut=cut, from_zero=zero) if series else ""
+    varies = any(
+        max(each.y[len(each.y) // 2 :]) > min(each.y[len(each.y) // 2 :]) for each in series
+    )
+    return curve(series, y_label=label, cut=cut * varies, from_zero=zero) if series else ""
 
 
 def _column(seen: Evidence, name: str) -> tuple[list[float], list[float]]:
