@@ -84,8 +84,17 @@ class Engine:
                 hook.remove()
 
 
-def engine_of(step: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world: World) -> Engine:
+def engine_of(
+    step: nn.Module,
+    blocks: nn.ModuleList,
+    objective: nn.Module,
+    config: TrainConfig,
+    world: World,
+) -> Engine:
     """Wraps a `Step`, in place where it is sharded: collect its parameters afterwards.
+
+    Args:
+        blocks, objective: its parts that are sharded, and gathered, apart; the rest is one part.
 
     Raises:
         ValueError: the flags do not fit one another, or the number of processes.
@@ -106,6 +115,9 @@ def engine_of(step: nn.Module, blocks: nn.ModuleList, config: TrainConfig, world
         inner = replace(plain, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=inner)
+    if any(True for _ in objective.parameters()):
+        # A part has weights of one type: those of a model that trains in bfloat16 are of another.
+        fully_shard(objective, mesh=mesh, mp_policy=plain)
     fully_shard(step, mesh=mesh, mp_policy=plain)
     for module in step.modules():
         if isinstance(module, FSDPModule):

@@ -144,7 +144,7 @@ def assemble(
     objective = objective_of(config, backbone, loader.targets).to(world.device)
     step = Step(backbone, objective)
     names = {id(p): name for name, p in backbone.model.named_parameters()}
-    engine = engine_of(step, backbone.blocks, config, world)
+    engine = engine_of(step, backbone.blocks, objective, config, world)
     adapter = adapter and after_wrapping(adapter, names, backbone.model)
     trained = checkpoint.trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
