@@ -1,15 +1,20 @@
 """Runs `arra` commands, each in a process of its own, and kills them where it is told to.
 
 Read from standard input, one command a line, fields separated by tabs: where to kill (a name and a
-number), whom (main = the process, all = its whole group), the folder it writes, and the command.
-One import serves all: every run is a fork of this process, made before anything has begun.
+number), whom (main = the process, all = its whole group; or a signal that main gets instead), the
+folder it writes, and the command. One import serves all: every run is a fork of this process, made
+before anything has begun. Arguments are modules to import first.
 
   sync N      in the N-th flush to the disk: a file is written, but not yet renamed
   batch N     after N batches (or rejects)
   after S     S seconds after the first shard was finished
+  trains S    S seconds after the first step of training
+  validates N at the beginning of the N-th validation
+  saves N     while the N-th checkpoint is written: its folder is there, under a hidden name
   never 0     not at all
 """
 
+import importlib
 import json
 import os
 import signal
@@ -44,17 +49,41 @@ def die_after(seconds: float, notes: Path, die: Callable[[], None]) -> None:
     die()
 
 
+def die_in_training(seconds: float, die: Callable[[], None]) -> None:
+    import arra.train.loop as loop
+
+    real = loop.optimizer_step
+
+    def first(*arguments: Any) -> None:
+        loop.optimizer_step = real
+        threading.Timer(seconds, die).start()
+        real(*arguments)
+
+    loop.optimizer_step = first
+
+
+def die_in_saving(number: int, checkpoints: Path, die: Callable[[], None]) -> None:
+    """The moment within it is the system's choice: a thread looks as often as it can."""
+    seen: set[str] = set()
+    while len(seen) < number:
+        if checkpoints.is_dir():
+            seen |= {p.name for p in checkpoints.iterdir() if p.name.startswith(".step-")}
+        time.sleep(0.0005)
+    die()
+
+
 def child(point: str, when: str, whom: str, out: Path, command: list[str]) -> int:
     """The command, in a process group of its own."""
     from arra.cli import main
     from arra.data.progress import Meter
 
     os.setsid()
+    signals = signal.Signals.__members__
 
     def die() -> None:
         if whom == "all":
             os.killpg(0, signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[whom] if whom in signals else signal.SIGKILL)
 
     if point == "sync":
         die_at(os, "fsync", int(when), die)
@@ -63,7 +92,19 @@ def child(point: str, when: str, whom: str, out: Path, command: list[str]) -> in
     elif point == "after":
         arguments = (float(when), out / ".progress", die)
         threading.Thread(target=die_after, args=arguments, daemon=True).start()
-    return main(command)
+    elif point == "trains":
+        die_in_training(float(when), die)
+    elif point == "validates":
+        import arra.train.loop as loop
+
+        die_at(loop, "validate", int(when), die)
+    elif point == "saves":
+        of_saving = (int(when), out / "checkpoints", die)
+        threading.Thread(target=die_in_saving, args=of_saving, daemon=True).start()
+    try:
+        return main(command)
+    except SystemExit as error:
+        return int(str(error.code))
 
 
 def gone(group: int) -> bool:
@@ -80,8 +121,8 @@ def gone(group: int) -> bool:
 
 if __name__ == "__main__":
     # Not at the top: processes that decode import this module as well.
-    import arra.data.prepare
-    import arra.image_tokenizers.loading  # noqa: F401 - for the forks
+    for module in sys.argv[1:] or ("arra.data.prepare", "arra.image_tokenizers.loading"):
+        importlib.import_module(module)
 
     runs: list[tuple[int, dict[str, Any]]] = []
     for line in sys.stdin:

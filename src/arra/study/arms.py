@@ -149,7 +149,7 @@ class Arm:
 
     def progress(self) -> str:
         lines = self.log_lines()
-        if not lines:
+        if not lines or not lines[-1]["images_per_s"]:
             return "starting"
         last = lines[-1]
         left = (self.config.steps - last["step"]) * self.config.batch_size / last["images_per_s"]

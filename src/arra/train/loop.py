@@ -57,7 +57,7 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
         end = min(config.steps, stop_after or config.steps)
         with (
             RunCard(run, info["step"], started) as card,
-            Monitor(run, info["step"]) as monitor,
+            Monitor(run, info["step"], info["step"] - _unlogged(config, info)) as monitor,
             Saver(folder, run.state, world, config.checkpoint) as saver,
             run.signs.watched(),
             run.loader.ahead(end, world.device),
@@ -75,6 +75,8 @@ def _loop(
 ) -> None:
     config, signs, guard = run.config, run.signs, run.guard
     tally, overdue = Tally(run.world, info["tally"]), False
+    if _unlogged(config, info):
+        _log(run, monitor, tally, info["step"])
     for step in range(info["step"], end):
         signs.given["unsaved"] = int(saver.failed)
         if guard.passes_over(step):
@@ -85,36 +87,16 @@ def _loop(
             saver.wait()  # raises, on all processes
         done = step + 1
         monitor.step(done)
-        finished = done == config.steps
-        logs = done % config.log.every == 0 or finished
+        logs = _due(config, config.log.every, done)
         saves = done % config.checkpoint.every == 0 or done == end or overdue or signs.stopping
         if logs or saves:
             guard.inspect(tally.read())
         if logs:
-            means = tally.means()
-            fields = log_line(means) | {
-                "lambda": config.align.weight * alignment_factor(step, config.steps, config.align),
-                "lr": learning_rate(step, config.steps, config.optim),
-                **monitor.measured(done, means),
-                "skipped": guard.skipped,
-            }
-            if "grad_norm" in means:
-                fields["grad_norm"] = means["grad_norm"]
-            every = config.log.validate_every
-            if run.validation and (finished or (every and done % every == 0)):
-                with monitor.apart():
-                    fields |= {f"val_{k}": v for k, v in validate(run).items()}
-            every = config.log.probe_every
-            if every and (finished or done % every == 0):
-                with monitor.apart():
-                    scores, picture = probed(run, done)
-                fields |= scores
-                monitor.picture("probe", picture, done)
-            monitor.write(done, fields)
-            tally.clear()
+            _log(run, monitor, tally, done)
         if config.log.sample_every and done % config.log.sample_every == 0 and not signs.stopping:
             with monitor.apart():
                 monitor.picture("samples", paint_samples(run, done), done)
+        saves |= signs.stopping  # a validation may have heard of it
         # After a refused update the weights may be past saving: that is known three steps later.
         overdue = saves and guard.streak > 0 and done != end
         if saves and not overdue:
@@ -127,6 +109,45 @@ def _loop(
                 kept = "not saved, since updates are being refused" if overdue else "saved"
                 print(f"asked to stop: {kept} after step {done}; the same command goes on")
             raise signs.ending()
+
+
+def _log(run: Run, monitor: Monitor, tally: Tally, done: int) -> None:
+    """Writes the line of an interval that is over, and begins the next.
+
+    Where a stop cuts its validation short, the interval is saved as it is: a resume begins here.
+    """
+    config, means = run.config, tally.means()
+    fields = log_line(means) | {
+        "lambda": config.align.weight * alignment_factor(done - 1, config.steps, config.align),
+        "lr": learning_rate(done - 1, config.steps, config.optim),
+        **monitor.measured(done, means),
+        "skipped": run.guard.skipped,
+    }
+    if "grad_norm" in means:
+        fields["grad_norm"] = means["grad_norm"]
+    validates = run.validation is not None and _due(config, config.log.validate_every, done)
+    probes = config.log.probe_every > 0 and _due(config, config.log.probe_every, done)
+    with monitor.apart():
+        if validates:
+            fields |= {f"val_{k}": v for k, v in validate(run).items()}
+        if probes and not run.signs.stopping:
+            scores, picture = probed(run, done)
+            fields |= scores
+            monitor.picture("probe", picture, done)
+    if run.signs.stopping and (validates or probes):
+        return
+    monitor.write(done, fields)
+    tally.clear()
+
+
+def _due(config: TrainConfig, every: int, done: int) -> bool:
+    """Whether something is that is done every so many steps (0 = never), and at the end."""
+    return done == config.steps or (every > 0 and done % every == 0)
+
+
+def _unlogged(config: TrainConfig, info: Mapping[str, Any]) -> bool:
+    """Whether a stop came before the log line of the step that a checkpoint was made after."""
+    return bool(info["tally"]) and _due(config, config.log.every, info["step"])
 
 
 @contextmanager

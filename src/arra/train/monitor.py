@@ -45,15 +45,16 @@ class Monitor:
     Args:
         run: whose folder it writes to.
         first_step: optimizer steps done before this session.
+        logged: lines after this step are dropped: they come again.
     """
 
-    def __init__(self, run: "Run", first_step: int) -> None:
+    def __init__(self, run: "Run", first_step: int, logged: int) -> None:
         self.run, self.path = run, run.folder / "log.jsonl"
         self.throughput = Throughput(run, first_step)
         self._live: Live | None = None
         self._trackers: Trackers | None = None
         if run.world.is_main:
-            self._keep_until(first_step)
+            self._keep_until(logged)
             self._trackers = Trackers(run.folder, run.config, first_step)
             self._live = Live(run.config.steps, first_step)
 

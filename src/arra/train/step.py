@@ -57,7 +57,8 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> None:
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, float]:
-    """Mean terms over the first images of the validation split, prompts kept."""
+    """Mean terms over the first images of the validation split, prompts kept; none if a stop comes
+    first."""
     assert run.validation is not None
     sums = StepSums()
     loader, limit = run.validation, run.config.log.validate_images
@@ -67,12 +68,15 @@ def validate(run: Run) -> dict[str, float]:
     # Where weights are gathered for a forward pass, all processes must do as many: one whose share
     # is shorter repeats a batch that does not count.
     for _, micro in zip_longest(rounds, loader.in_order(limit)):
+        run.signs.agree(run.world)
+        if run.signs.stopping:
+            break
         shown = micro or loader.spare()
         with eagerly(), autocast(run.config, run.world.device):
             terms = run.engine.module(shown.to(run.world.device), 1.0)
         sums.add_terms(terms, counted=micro is not None)
     run.step.train()
-    return log_line(mean_of(sums, run.world))
+    return {} if run.signs.stopping else log_line(mean_of(sums, run.world))
 
 
 def _work(micros: list[MicroBatch]) -> dict[str, float]:
