@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from arra.bench.paired import Ratio, product_tflops, take_turns
-from arra.bench.train_arms import SIZES, Ours, Size, config_of, original
+from arra.bench.train_arms import SIZES, Ours, Size, config_of, original, require_checkout
 from arra.bench.train_memory import StepMemory, step_memory
 from arra.config import EngineConfig, TrainConfig
 from arra.device import cpu_has_bfloat16, pick_device
@@ -95,6 +95,8 @@ def bench_train(config: BenchTrainConfig) -> dict[str, Any]:
     device = torch.device(config.device)
     if config.gpu_arms and device.type != "cuda":
         raise ValueError("--gpu-arms needs a GPU, and there is none")
+    if config.llamagen is not None:
+        require_checkout(Path(config.llamagen))
     size = SIZES[config.size]
     with ExitStack() as until:
         ours = {

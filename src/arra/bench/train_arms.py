@@ -193,6 +193,14 @@ class Ours:
         return peak_tflops(torch.cuda.get_device_name(device), config.dtype)
 
 
+def require_checkout(folder: Path) -> None:
+    """Raises:
+    ValueError: the folder is no checkout of LlamaGen.
+    """
+    if not (folder / "autoregressive/models/gpt.py").is_file():
+        raise ValueError(f"--llamagen {folder} is no checkout of FoundationVision/LlamaGen")
+
+
 def original(
     checkout: Path, batch_size: int, device: torch.device, dtype: str
 ) -> Callable[[], Any]:
@@ -201,12 +209,7 @@ def original(
     FoundationVision/LlamaGen ce98ec4, autoregressive/train/train_c2i.py: its defaults (AdamW with
     fused=True, 0.9, 0.95, decay 0.05, clip 1, dropouts 0.1, bf16) and its order of calls, without
     DDP and compile.
-
-    Raises:
-        ValueError: the folder is no checkout of it.
     """
-    if not (checkout / "autoregressive/models/gpt.py").is_file():
-        raise ValueError(f"--llamagen {checkout} is no checkout of FoundationVision/LlamaGen")
     sys.path.insert(0, str(checkout))
     try:
         models = importlib.import_module("autoregressive.models.gpt").GPT_models
