@@ -184,7 +184,7 @@ def _ending(seen: Evidence) -> tuple[str, str, str]:
         if not seen.lines and not seen.checkpoints:
             why = "it never trained a step: loading failed, or was killed"
             return "never", why, ""
-        return "unknown", f"it ended {where}; nothing says how (there is no {CARD})", ""
+        return "unknown", f"it ended {where}; nothing says how (no {CARD} to read)", ""
     if session.ended is None:
         return _without_end(seen, session, where)
     at = f"{where}, at {session.ended}"
