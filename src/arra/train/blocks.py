@@ -14,7 +14,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 from transformers import PreTrainedModel
 from transformers.utils import output_capturing
@@ -44,18 +43,17 @@ def engage(backbone: Backbone, config: EngineConfig) -> None:
 
     A block that the compiler cannot take whole is an error at the first step, not a slower run.
     """
-    contexts: Any = noop_context_fn
+    again: Any = functools.partial(checkpoint, use_reentrant=False)
     if config.activation_checkpointing == "selective":
         contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
+        again = functools.partial(again, context_fn=contexts)
     if config.compile:
         _forget_collectors(backbone.model)
         torch._dynamo.config.recompile_limit = VARIANTS
     for block in backbone.blocks:
         forward = block.forward
         if config.activation_checkpointing != "none":
-            forward = functools.partial(
-                checkpoint, forward, use_reentrant=False, context_fn=contexts
-            )
+            forward = functools.partial(again, forward)
         if config.compile:
             forward = torch.compile(forward, fullgraph=True)
         block.forward = forward
