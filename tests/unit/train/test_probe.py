@@ -71,7 +71,7 @@ def trained(data: Path, weight: float, steps: int = 60, **changes) -> Probe:
     config = small_config(data, align=AlignConfig(weight=weight), **changes)
     run = dataclasses.replace(small_run(config, ALONE), validation=None)
     for step in range(steps):
-        optimizer_step(run, step, Tally())
+        optimizer_step(run, step, Tally(ALONE))
     return probe(run)
 
 
