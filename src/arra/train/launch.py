@@ -6,6 +6,7 @@ mistake. Codes (docs/multi-node.md): 0 = done; 75 = asked to stop by SIGTERM, he
 else that of the worker that failed first: 2 = wrong use, 1 = failed, 128 + n = killed by signal n.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ def launch(arguments: Sequence[str] | None = None) -> int:
     A stop is answered before the workers' codes are known: whether their state was saved in time or
     not, the same command goes on from the last checkpoint.
     """
+    # Agents share one store otherwise, whose address those that stay keep and never tell again: a
+    # machine that joins later waits for it in vain (torch 2.13, dynamic_rendezvous.py; seen here,
+    # and pytorch/pytorch#135712 for restarts).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         torchrun(arguments)
     except ChildFailedError as error:
