@@ -31,6 +31,9 @@ extra token before an image (the paper's ablation). all: every position of the i
 separators too. last: the position that holds the last code, the first to have seen the image whole.
 """
 
+LOOKING_AHEAD = ("hybnext", "rep")
+"""Those that never lie on the last token of a sequence."""
+
 Place = tuple[int, int]
 """(which image of the sample, which raster cell), with -1 for none."""
 NOWHERE: Place = (-1, -1)
@@ -102,6 +105,23 @@ class Batch:
     @property
     def labels_N(self) -> Tensor:
         return self.labels_BT.flatten()[self.trained_N]
+
+    def without_last(self) -> "Batch":
+        """Without the last column, which no label and no set of `LOOKING_AHEAD` lies in: what only
+        has positions that predict need not compute it. The other sets are left out."""
+        if self.ids_BT.shape[1] < 2:
+            return self
+
+        def moved(flat_N: Tensor) -> Tensor:
+            return flat_N - flat_N // self.ids_BT.shape[1]
+
+        positions = {
+            name: Positions(moved(p.flat_N), p.image_N, p.cell_N)
+            for name, p in self.positions.items()
+            if name in LOOKING_AHEAD
+        }
+        columns = (part[:, :-1].contiguous() for part in (self.ids_BT, self.attention_BT, self.labels_BT))
+        return Batch(*columns, moved(self.trained_N), positions, self.num_images)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with `change` applied to every tensor."""

@@ -73,6 +73,8 @@ class Loader:
         centred: whether the constant answer is that of centred features.
         passages: plain text that is mixed in, `text_rows` of them per step.
         online: further targets, which the dataset does not hold.
+        predicting: only positions that predict something are used: batches come without the last
+            column (`Batch.without_last`), 256 columns of LlamaGen's 257.
 
     Attributes:
         targets: by name, all that is aligned to.
@@ -101,8 +103,9 @@ class Loader:
         passages: Sequence[str] = (),
         text_rows: int = 0,
         online: Mapping[str, TargetValues] | None = None,
+        predicting: bool = False,
     ) -> None:
-        self.dataset, self.backbone = dataset, backbone
+        self.dataset, self.backbone, self.predicting = dataset, backbone, predicting
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.rank, self.ranks = rank, ranks
         self.prompt_dropout, self.centred = prompt_dropout, centred
@@ -218,6 +221,7 @@ class Loader:
         self._check_grids(set(self.dataset.grids_of(rows)) if rows else set())
         batch = self._sequences.batch(samples, dropped, passages)
         assert batch.num_images == len(rows)
+        batch = batch.without_last() if self.predicting else batch
         features = {
             name: Feature(target.of(rows), *self._constants[name])
             for name, target in self._stored.items()

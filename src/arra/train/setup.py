@@ -18,6 +18,7 @@ from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16
 from arra.files import read_json
 from arra.image_tokenizers import load_image_tokenizer
+from arra.layout import LOOKING_AHEAD
 from arra.models.adapted import Adapter, BaseRecord
 from arra.models.base import Backbone
 from arra.models.loading import (
@@ -220,6 +221,7 @@ def _loaders(
             f"of {world.size} processes: start fewer processes"
         )
     passages = _passages(config.data.text) if config.data.text else []
+    predicting = not config.align.weight or config.align.positions in LOOKING_AHEAD
     loader = Loader(
         dataset,
         backbone,
@@ -234,6 +236,7 @@ def _loaders(
         passages=passages,
         text_rows=config.text_rows if passages else 0,
         online=online[0],
+        predicting=predicting,
     )
     if held_out is None:
         return loader, None
@@ -247,6 +250,7 @@ def _loaders(
         train_text=config.loss.text,
         centred=config.align.centred,
         online=online[1],
+        predicting=predicting,
     )
 
 
