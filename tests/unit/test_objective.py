@@ -113,6 +113,20 @@ def test_padding_and_neighbours_change_nothing() -> None:
         torch.testing.assert_close(pair.sums[name], expected, rtol=1e-12, atol=0)
 
 
+def test_the_last_column_changes_nothing() -> None:
+    batch, values = make_batch(), feature(2)
+    objective = Objective(D, [Target("clip", E_DIM)]).double()
+    tap, last, table = hidden(batch, 1), hidden(batch, 2), head()
+    whole = objective({1: tap}, last, table, batch, {"clip": values})
+    shorter = batch.without_last()
+    assert shorter.ids_BT.shape[1] == batch.ids_BT.shape[1] - 1
+    assert shorter.labels_N.tolist() == batch.labels_N.tolist()
+    cut = objective({1: tap[:, :-1]}, last[:, :-1], table, shorter, {"clip": values})
+    for name in whole.sums:
+        torch.testing.assert_close(cut.sums[name], whole.sums[name], rtol=1e-12, atol=0)
+    assert cut.counts == whole.counts
+
+
 def _row(batch: Batch, row: int) -> Batch:
     ids = batch.ids_BT[row].tolist()
     n = int(batch.attention_BT[row].sum())
