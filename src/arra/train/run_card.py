@@ -87,6 +87,7 @@ class RunCard:
             device=_device(run.world),
             threads=torch.get_num_threads(),
             cross_entropy=run.step.objective.kernel,
+            process=_process_name(os.getpid()),
         )
         self.sessions.append(self.session)
         self._about = _about(run) if run.world.is_main else {}
