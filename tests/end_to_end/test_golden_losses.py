@@ -1,12 +1,14 @@
 """100 steps of each recipe: the losses are those of tests/golden/losses, to a stated tolerance."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from loss_runs import RUNS, WRITTEN, compare, losses
 
-FAST = ("scenes", "base-classes", "llm")
+FAST = ("scenes", "base-classes")
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,18 @@ def test_a_difference_is_found_where_it_begins() -> None:
     assert compare(one, early, "loss").beyond == 21
     assert compare(one, early, "grad_norm").beyond == 21
     assert compare(one, [float("nan"), *one[1:]], "loss").beyond == 1
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository's history")
+def test_a_commit_trains_like_itself() -> None:
+    command = [sys.executable, "benchmarks/compare_losses.py", "HEAD", "HEAD", "--only", "scenes"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["alike"]
+    assert {row["term"] for row in said["terms"]} == {"loss", "loss_ar", "loss_gva", "grad_norm"}
+    assert not any(row["first"] for row in said["terms"])
