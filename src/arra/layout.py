@@ -120,8 +120,14 @@ class Batch:
             for name, p in self.positions.items()
             if name in LOOKING_AHEAD
         }
-        columns = (part[:, :-1].contiguous() for part in (self.ids_BT, self.attention_BT, self.labels_BT))
-        return Batch(*columns, moved(self.trained_N), positions, self.num_images)
+        return Batch(
+            self.ids_BT[:, :-1].contiguous(),
+            self.attention_BT[:, :-1].contiguous(),
+            self.labels_BT[:, :-1].contiguous(),
+            moved(self.trained_N),
+            positions,
+            self.num_images,
+        )
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with `change` applied to every tensor."""
