@@ -155,6 +155,17 @@ class DataConfig:
     """Fraction of each batch that is text only."""
     prompt_dropout: float = 0.1
     """Fraction of images whose prompt is dropped, for guidance (0.1 in LlamaGen)."""
+    stream: int = 0
+    """Shards that are shuffled with one another, of each lane; the dataset is then read shard by
+    shard while training (docs/streaming.md). 0 = it is read into memory at the start."""
+    lanes: int = 8
+    """Parts that the shards of an epoch are dealt to when streaming; each feeds as many images to
+    every batch. A multiple of the number of processes that the run may ever have."""
+    cache: str | None = None
+    """A folder on this machine's disk for shards that are streamed from an object store; processes
+    and runs may share it. Default: `cache` in the run's folder."""
+    cache_gb: float = 20.0
+    """10^9 bytes that the cache takes at most."""
     skip_steps: tuple[str, ...] = ()
     """Steps whose batches are passed over without an update, such as 1200-1210: to get a run past
     batches that it failed on (docs/training.md)."""
@@ -310,6 +321,7 @@ class TrainConfig:
         self._check_lora()
         _require(self.align.weight >= 0, "--align.weight must be at least 0", self.align.weight)
         _require(0 < self.align.until <= 1, "--align.until must be in (0, 1]", self.align.until)
+        self._check_stream()
         for name in ("text_fraction", "prompt_dropout"):
             value = getattr(self.data, name)
             flag = f"--data.{name.replace('_', '-')}"
@@ -321,6 +333,22 @@ class TrainConfig:
             "--model.heads must divide --model.hidden-size",
             f"{self.model.heads} and {self.model.hidden_size}",
         )
+
+    def _check_stream(self) -> None:
+        data = self.data
+        _require(data.stream >= 0, "--data.stream must be at least 0", data.stream)
+        _require(data.lanes >= 1, "--data.lanes must be at least 1", data.lanes)
+        _require(data.cache_gb > 0, "--data.cache-gb must be more than 0", data.cache_gb)
+        if data.stream and self.batch_size % data.lanes:
+            raise ValueError(
+                f"--batch-size {self.batch_size} is no multiple of --data.lanes {data.lanes}: each "
+                f"lane of a stream feeds as many images to every batch"
+            )
+        if data.stream and self.align.online:
+            raise ValueError(
+                "--align.online reads the pictures of all images: leave out --data.stream, or "
+                "store the features with `arra prepare --encoder`"
+            )
 
     def _check_lora(self) -> None:
         lora = self.lora
@@ -347,7 +375,7 @@ class TrainConfig:
 
 
 RESUMABLE = {"log", "checkpoint", "device", "out", "data_folder", "engine", "micro_batch"}
-RESUMABLE |= {"data.skip_steps"}
+RESUMABLE |= {"data.skip_steps", "data.cache", "data.cache_gb"}
 """Fields that may differ when a run is resumed; any other change would make it another run.
 
 A run folder and its dataset may move: the dataset is compared by its manifest's hash. How a batch

@@ -43,6 +43,10 @@ class Ahead(Generic[Value]):
         finally:
             self.waited += time.perf_counter() - started
 
+    def stop(self) -> None:
+        """Begins nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def close(self) -> None:
         """Ends the thread; waits for the value that it is making, and for no other."""
         self._pool.shutdown(cancel_futures=True)

@@ -149,6 +149,8 @@ class Loader:
         try:
             yield
         finally:
+            self._ahead.stop()
+            self.dataset.close()  # what the thread waits for
             self._ahead.close()
             self._ahead = None
 

@@ -6,6 +6,7 @@ no byte has changed since.
 Legend: N images, D feature width, K codebook size.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Collection, Sequence
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arra.data.grid_column import GridColumn, format_of
-from arra.data.manifest import AGAIN, Manifest, ShardInfo, read_manifest
+from arra.data.manifest import AGAIN, Manifest, ShardInfo, SplitInfo, read_manifest
 from arra.data.order import Order, Shuffled
 from arra.data.parquet_files import parquet_file
 from arra.data.shard_file import FEATURE, bad_feature
@@ -69,6 +70,7 @@ class Dataset:
             for name in table.column_names
             if name.startswith(FEATURE)
         }
+        self.kept: object = None  # what must live as long as this
         self.view_of: list[str | None] = [None] * len(self.ids)
         if "view_of" in table.column_names:
             self.view_of = table.column("view_of").to_pylist()
@@ -116,6 +118,9 @@ class Dataset:
         if not choices:
             raise ValueError(f"the dataset's split {self.split!r} has no rows to train on")
         return Shuffled(choices, seed, batch_size)
+
+    def close(self) -> None:
+        """Nothing is read in the background."""
 
     def column(self, name: str) -> list[Any]:
         """The values of any column, an extra one such as `label` included.
@@ -189,6 +194,19 @@ def open_dataset(
     """
     folder = place(folder)
     manifest = read_manifest(folder)
+    known = None if features is None else list(features)
+    wanted = wanted_features(folder, manifest, split, known)
+    return read_part(folder, split, manifest, manifest.splits[split].shards, wanted, check, check)
+
+
+def wanted_features(
+    folder: Path, manifest: Manifest, split: str, features: Sequence[str] | None
+) -> list[str]:
+    """Names of the features and grids to read; None = all.
+
+    Raises:
+        ValueError: no such split or feature.
+    """
     if split not in manifest.splits:
         raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
     known = manifest.aligned()
@@ -200,24 +218,46 @@ def open_dataset(
                 f"{folder} has no feature {name!r}, it has {there}: ask for one of these, or "
                 f"prepare the data again with --encoder {name}=..."
             )
+    return wanted
+
+
+def read_part(
+    folder: Path,
+    split: str,
+    manifest: Manifest,
+    shards: Sequence[ShardInfo],
+    wanted: Sequence[str],
+    verify: bool = True,
+    check: bool = True,
+) -> Dataset:
+    """Some shards of a split as a dataset of their own, rows numbered from 0.
+
+    Args:
+        wanted: names of features and grids.
+        verify: their SHA-256.
+        check: what they hold.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_dataset`.
+    """
     columns = ["id", "sample", "image_index", "text", "image_ids", "grid_height", "grid_width"]
     columns += [FEATURE + name for name in wanted if name in manifest.features]
     columns += ["view_of"] if manifest.splits[split].views else []
-    tables = [
-        _read_shard(folder / shard.file, shard, columns, check)
-        for shard in manifest.splits[split].shards
-    ]
-    dataset = Dataset(folder, split, manifest, pa.concat_tables(tables), wanted)
+    tables = [_read_shard(folder / shard.file, shard, columns, verify) for shard in shards]
+    rows = sum(shard.rows for shard in shards)
+    splits = {**manifest.splits, split: SplitInfo(rows, list(shards))}
+    part = dataclasses.replace(manifest, splits=splits)
+    dataset = Dataset(folder, split, part, pa.concat_tables(tables), wanted)
     if check:
         dataset.check()
     return dataset
 
 
-def _read_shard(path: Path, shard: ShardInfo, columns: list[str], check: bool) -> pa.Table:
+def _read_shard(path: Path, shard: ShardInfo, columns: list[str], verify: bool) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} is missing: {AGAIN}")
     try:
-        if not check:
+        if not verify:
             file = parquet_file(path)
         elif is_local(path):
             _verify(path, shard)

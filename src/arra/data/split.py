@@ -97,6 +97,10 @@ class Split(Protocol):
         """Code rows and columns of some rows."""
         ...
 
+    def close(self) -> None:
+        """Ends what is read in the background."""
+        ...
+
     def order(self, seed: int, batch_size: int) -> Order:
         """In which order training sees its samples."""
         ...

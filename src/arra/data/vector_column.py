@@ -12,6 +12,7 @@ Legend: n vectors of one row, b bytes of a vector.
 """
 
 import itertools
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -79,6 +80,8 @@ class VectorColumn:
         self._file = lru_cache(maxsize=_OPEN_FILES)(self._opened)
         self._groups: OrderedDict[tuple[int, int], list[np.ndarray]] = OrderedDict()
         self._bytes = 0
+        self.cache_bytes = CACHE_BYTES
+        self._one_at_a_time = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -92,8 +95,9 @@ class VectorColumn:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         shard = int(np.searchsorted(self._first, row, side="right")) - 1
-        group, position = divmod(row - int(self._first[shard]), self._file(shard)[1])
-        return self._group(shard, group)[position]
+        with self._one_at_a_time:
+            group, position = divmod(row - int(self._first[shard]), self._file(shard)[1])
+            return self._group(shard, group)[position]
 
     def _group(self, shard: int, group: int) -> list[np.ndarray]:
         key = (shard, group)
@@ -104,7 +108,7 @@ class VectorColumn:
         rows = self._read(shard, group)
         self._groups[key] = rows
         self._bytes += _size(rows)
-        while self._bytes > CACHE_BYTES and len(self._groups) > 1:
+        while self._bytes > self.cache_bytes and len(self._groups) > 1:
             _, dropped = self._groups.popitem(last=False)
             self._bytes -= _size(dropped)
         return rows

@@ -14,6 +14,7 @@ from arra.models.adapted import OWN_BASE
 from arra.models.loading import PIPELINE
 from arra.models.run_folder import latest_checkpoint
 from arra.train.alignment import ONLINE
+from arra.train.splits import CACHE
 from arra.train.run_card import FILE as RUN_CARD
 
 
@@ -63,7 +64,7 @@ def unclaim(folder: Path) -> None:
         return
     for name in ("config.json", PIPELINE, ONLINE, RUN_CARD):
         (folder / name).unlink(missing_ok=True)
-    for name in ("model", "tokenizer", OWN_BASE, "tensorboard"):
+    for name in ("model", "tokenizer", OWN_BASE, "tensorboard", CACHE):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not any(folder.iterdir()):
         folder.rmdir()

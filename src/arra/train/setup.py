@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from arra.config import TrainConfig
 from arra.data.loader import Loader, MicroBatch
 from arra.data.manifest import Manifest, read_manifest
-from arra.data.shards import Dataset, open_dataset
-from arra.data.split import Captions
+from arra.data.shards import Dataset
+from arra.data.split import Captions, Split
 from arra.data.targets import TargetValues
 from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16
@@ -36,6 +36,7 @@ from arra.train.guard import Guard
 from arra.train.optim import Average, build_optimizer
 from arra.train.parallel import Engine, after_wrapping, engine_of
 from arra.train.signs import Signs
+from arra.train.splits import open_splits
 from arra.train.world import World
 
 
@@ -86,7 +87,7 @@ def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
         raise ValueError("this CPU has no bfloat16 instructions: use --dtype float32")
     manifest = read_manifest(config.data_folder)
     names, online = target_names(config, list(manifest.aligned()))
-    dataset = open_dataset(config.data_folder, "train", features=names)
+    dataset, held_out = open_splits(config, names)
     spec = config.image_tokenizer or manifest.tokenizer.spec
     tokenizer = load_image_tokenizer(spec)
     if tokenizer.fingerprint != manifest.tokenizer.fingerprint:
@@ -100,10 +101,7 @@ def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
         raise ValueError(
             "--model.dtype auto keeps the checkpoint's bfloat16 weights: use --dtype bfloat16"
         )
-    held_out = None
-    if "val" in manifest.splits:
-        held_out = open_dataset(config.data_folder, "val", features=names)
-    seen = online_targets(online, dataset, held_out, device, folder)
+    seen = online_targets(online, dataset.first, held_out, device, folder)
     run = assemble(config, folder, world, backbone, dataset, held_out, spec, adapter, seen)
     run.state.base_name = record.name(folder) if record else ""
 
@@ -113,7 +111,7 @@ def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
         save_skeleton(
             backbone,
             folder,
-            grid=common_grid(dataset.grids),
+            grid=common_grid(dataset.first.grids),
             image_tokenizer=spec,
             fingerprint=tokenizer.fingerprint,
             trained_vocabulary=config.loss.vocab,
@@ -130,7 +128,7 @@ def assemble(
     folder: Path,
     world: World,
     backbone: Backbone,
-    dataset: Dataset,
+    dataset: Split,
     held_out: Dataset | None,
     tokenizer_spec: str,
     adapter: Adapter | None = None,
@@ -183,7 +181,7 @@ def _text_encoder(
 
 
 def _backbone(
-    config: TrainConfig, folder: Path, device: torch.device, codebook_KC: Tensor, dataset: Dataset
+    config: TrainConfig, folder: Path, device: torch.device, codebook_KC: Tensor, dataset: Split
 ) -> tuple[Backbone, Adapter | None, BaseRecord | None]:
     texts = dataset.manifest.text_features.values()
 
@@ -192,9 +190,9 @@ def _backbone(
             config.model_path,
             config.model,
             codebook_KC=codebook_KC,
-            captions=dataset.texts,
+            captions=dataset.first.texts,
             seed=config.seed,
-            grid=common_grid(dataset.grids),
+            grid=common_grid(dataset.first.grids),
             class_names=dataset.manifest.class_names,
             text_width=max((t.dim for t in texts), default=0),
             text_slots=max((t.length for t in texts), default=0),
@@ -209,7 +207,7 @@ def _loaders(
     config: TrainConfig,
     world: World,
     backbone: Backbone,
-    dataset: Dataset,
+    dataset: Split,
     held_out: Dataset | None,
     online: Sequence[Mapping[str, TargetValues]],
 ) -> tuple[Loader, Loader | None]:
