@@ -155,7 +155,7 @@ def ending_check(seen: Evidence, data: str | None = None) -> Check:
     findings: list[Finding] = []
     if how in levels:
         remedy = f"to go on: {resume_command(seen, data)}" if seen.config else AGAIN
-        findings.append(Finding(levels[how], error or said, "run", remedy=remedy))
+        findings.append(Finding(levels[how], _left(seen), "run", remedy=remedy))
     lost = seen.last_step - seen.saved_step
     if lost > 0 and how not in ("running", "finished"):
         findings.append(Finding("note", _lost(seen, lost), "run"))
@@ -166,6 +166,7 @@ def ending_check(seen: Evidence, data: str | None = None) -> Check:
         findings.append(Finding("note", what, "run", len(earlier), names))
     facts = {
         "how": how,
+        "error": error,
         "last_step": seen.last_step,
         "saved_step": seen.saved_step,
         "steps_lost": max(lost, 0) if how != "finished" else 0,
@@ -175,7 +176,7 @@ def ending_check(seen: Evidence, data: str | None = None) -> Check:
 
 
 def _ending(seen: Evidence) -> tuple[str, str, str]:
-    """(how, in one line, the error if there was one)."""
+    """(how, in one line, what it failed with)."""
     session = seen.sessions[-1] if seen.sessions else None
     where = f"after step {seen.last_step:,}{_of_steps(seen)}"
     if seen.done:
@@ -196,7 +197,7 @@ def _ending(seen: Evidence) -> tuple[str, str, str]:
         "finished": f"said to be finished {at}, but the last checkpoint is gone",
     }
     how = "unknown" if session.how == "finished" else session.how
-    return how, told.get(session.how, f"{session.how} {at}"), told["failed"] * (how == "failed")
+    return how, told.get(session.how, f"{session.how} {at}"), session.error
 
 
 def _without_end(seen: Evidence, session: Session, where: str) -> tuple[str, str, str]:
@@ -228,6 +229,12 @@ def _interval(seen: Evidence) -> float:
         return 0.0
     rate = seen.lines[-1].get("images_per_s") or 0.0
     return seen.config.log.every * seen.config.batch_size / rate if rate > 0 else 0.0
+
+
+def _left(seen: Evidence) -> str:
+    if seen.config is None:
+        return "it is not known how many steps were left"
+    return f"{counted(seen.config.steps - seen.saved_step, 'step')} of {seen.config.steps:,} left"
 
 
 def _lost(seen: Evidence, steps: int) -> str:

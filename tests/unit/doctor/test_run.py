@@ -117,6 +117,10 @@ def findings(run: Path, **options: Any) -> dict[str, list[tuple[str, str]]]:
     return {c.name: [(f.level, f.line()) for f in c.findings] for c in audit.checks}
 
 
+def ending(run: Path) -> str:
+    return examine(RunConfig(str(run)))[0].checks[0].summary
+
+
 def wrong(run: Path, **options: Any) -> list[str]:
     return [s for f in findings(run, **options).values() for level, s in f if level == "damage"]
 
@@ -136,10 +140,12 @@ def test_a_finished_run_is_fine(tmp_path: Path, data: Path, capsys) -> None:
 def test_a_killed_run_says_what_is_lost_and_how_to_go_on(tmp_path: Path, data: Path) -> None:
     run = make_run(tmp_path / "run", data, until=50, saved=40, how="running")
     long_ago(run)
+    assert "killed after step 50 of 100" in ending(run)
     ((level, said), lost) = findings(run)["ending"]
     assert level == "damage"
-    assert "killed after step 50 of 100" in said
-    assert said.endswith(f"to go on: arra train {run}/config.json --out {run}")
+    assert said == (
+        f"run: 60 steps of 100 left; to go on: arra train {run}/config.json --out {run}"
+    )
     assert lost == ("note", "run: 10 steps since step 40 must be trained again "
                             "(about 0:00 of training)")  # fmt: skip
 
@@ -151,15 +157,14 @@ def test_a_running_run_is_left_alone(tmp_path: Path, data: Path) -> None:
     card = json.loads((run / "run_card.json").read_text())
     card["sessions"][0]["process"] = _process_name(os.getpid())
     write_json(run / "run_card.json", card)
-    audit, _ = examine(RunConfig(str(run)))
-    assert audit.checks[0].summary.startswith("running: after step 50 of 100")
+    assert ending(run).startswith("running: after step 50 of 100")
     gone = subprocess.Popen(["true"])
     gone.wait()
     card["sessions"][0]["process"] = _process_name(os.getpid()).replace(
         f":{os.getpid()}:", f":{gone.pid}:"
     )
     write_json(run / "run_card.json", card)  # just written, yet its process is known to be gone
-    assert "killed after step 50" in wrong(run)[0]
+    assert "killed after step 50" in ending(run)
 
 
 @pytest.mark.parametrize("how", ["preempted", "interrupted", "stopped"])
@@ -167,7 +172,7 @@ def test_a_run_that_was_asked_to_stop_is_a_warning(how: str, tmp_path: Path, dat
     run = make_run(tmp_path / "run", data, until=40, how=how)
     ((level, said),) = findings(run)["ending"]
     assert level == "warning"
-    assert "after step 40 of 100" in said
+    assert "after step 40 of 100" in ending(run)
     assert "to go on: arra train" in said
     assert not wrong(run)
 
@@ -190,7 +195,7 @@ def test_a_run_that_never_trained(tmp_path: Path, data: Path) -> None:
     (run / "run_card.json").unlink()
     (run / "log.jsonl").unlink()
     assert is_run(run)
-    assert wrong(run)[0].startswith("run: it never trained a step: loading failed")
+    assert ending(run).startswith("it never trained a step: loading failed")
 
 
 def test_the_command_names_processes_and_data(tmp_path: Path) -> None:
