@@ -127,13 +127,13 @@ def engine_of(
 
 
 def _narrowed(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The hidden states in bfloat16, and what transformers hands on by name: angles and masks."""
-    named = {name: _narrow(value) for name, value in kwargs.items()}
+    """The hidden states in bfloat16, and the angles that transformers hands on by name, a pair. A
+    mask stays as it is: the lowest float32 would become -inf, and a row of it NaN."""
+    named = {n: _narrow(v) if isinstance(v, tuple) else v for n, v in kwargs.items()}
     return (*map(_narrow, args[:1]), *args[1:]), named
 
 
 def _narrow(value: Any) -> Any:
-    """Tensors of floats in bfloat16, also those of a tuple; a cache is left alone."""
     if isinstance(value, tuple):
         return tuple(_narrow(part) for part in value)
     floats = isinstance(value, Tensor) and value.is_floating_point()

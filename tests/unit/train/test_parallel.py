@@ -279,7 +279,8 @@ def test_mixed_precision(
     if architecture in ("llamagen", "chameleon"):
         config = llamagen if architecture == "llamagen" else replace(config, model_path=chameleon)
     else:
-        config = replace(config, model=replace(config.model, architecture=architecture))
+        eager = replace(config.model, architecture=architecture, attention="eager")
+        config = replace(config, model=eager)
     config = replace(config, dtype="bfloat16")
     ((_, means, expected),) = in_ranks(1, between_steps, config)
     for _, validated, found in in_ranks(2, between_steps, config):
