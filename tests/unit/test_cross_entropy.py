@@ -1,5 +1,6 @@
 """The chunked cross entropy against PyTorch's own, whatever the head; and which kernel runs."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
@@ -121,22 +122,36 @@ def test_which_kernel_runs(monkeypatch) -> None:
         kernel_for("liger", plain, gpu, **free)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="needs liger-kernel")
-@pytest.mark.parametrize("bias", [False, True])
-def test_liger_equals_ours(bias: bool) -> None:
+LIGER = pytest.mark.skipif(find_spec("liger_kernel") is None, reason="needs liger-kernel")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def compare_kernels(device: str, count: int, bias: bool) -> None:
     torch.manual_seed(0)
-    hidden_ND = torch.randn(700, 64, device="cuda", requires_grad=True)
-    labels_N = torch.randint(0, 1000, (700,), device="cuda")
-    head = nn.Linear(64, 1000, bias=bias, device="cuda")
+    hidden_ND = torch.randn(count, 64, device=device, requires_grad=True)
+    labels_N = torch.randint(0, 1000, (count,), device=device)
+    head = nn.Linear(64, 1000, bias=bias, device=device)
     inputs = [hidden_ND, *head.parameters()]
     for half, tolerance in ((False, 1e-4), (True, 2e-2)):
         found = []
         for kernel in ("ours", "liger"):
-            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            with torch.autocast(device, torch.bfloat16, enabled=half):
                 ce, _ = chunked_cross_entropy(hidden_ND, labels_N, head, kernel=kernel)
-            found.append([ce, *torch.autograd.grad(ce / 700, inputs)])
+            found.append([ce, *torch.autograd.grad(ce / count, inputs)])
         for ours, ligers in zip(*found, strict=True):
-            scale = float(ours.abs().max())
+            scale = float(ours.detach().abs().max())
             torch.testing.assert_close(ours, ligers, rtol=0, atol=tolerance * scale)
+
+
+@LIGER
+@pytest.mark.gpu
+@pytest.mark.parametrize("bias", [False, True])
+def test_liger_equals_ours(bias: bool) -> None:
+    compare_kernels("cuda", 700, bias)
+
+
+@LIGER
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1, set before Python starts")
+@pytest.mark.parametrize("bias", [False, True])
+def test_liger_equals_ours_as_triton_interprets_it(bias: bool) -> None:
+    compare_kernels("cpu", 37, bias)
