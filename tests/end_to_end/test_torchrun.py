@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from ranks import free_port
 
+from arra.cli import main
 from arra.train.signs import PREEMPTED
 
 TOLERANCE = 2e-5
@@ -89,10 +90,11 @@ def test_two_processes_train_as_one_does(
     agents: Agents, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    _finish(agents, ["-m", "arra.cli", *train_flags(tiny_dataset, one, 6, 6)])
+    assert main(train_flags(tiny_dataset, one, 6, 6)) == 0
     launch = ["-m", "arra.train.launch", "--nproc-per-node", "2", "--master-port"]
     launch += [str(free_port()), "-m", "arra.cli"]
-    _finish(agents, [*launch, *train_flags(tiny_dataset, two, 6, 6)])
+    both = agents.start([sys.executable, *launch, *train_flags(tiny_dataset, two, 6, 6)])
+    assert both.wait(120) == 0, agents.said()
     assert losses(two) == pytest.approx(losses(one), abs=TOLERANCE)
 
 
@@ -103,7 +105,7 @@ def test_two_agents_meet_and_stop_together(
     """One is asked to stop: both save after the same step and end with 75; the same commands go
     on."""
     one, two = tmp_path / "one", tmp_path / "two"
-    _finish(agents, ["-m", "arra.cli", *train_flags(tiny_dataset, one, 40, 100)])
+    assert main(train_flags(tiny_dataset, one, 40, 100)) == 0
     flags = ["-m", "arra.cli", *train_flags(tiny_dataset, two, 40, 100)]
     meeting = [*AGENT, "--nnodes", "2", *_meeting()]
     first, second = (agents.start([*meeting, *flags]) for _ in range(2))
@@ -128,7 +130,7 @@ def test_a_lost_machine_leaves_the_other_to_finish(
     """SIGKILL of an agent and its process: the other goes on alone from the last checkpoint. It had
     begun alone, or not: the second joins at whatever moment it is there."""
     one, two = tmp_path / "one", tmp_path / "two"
-    _finish(agents, ["-m", "arra.cli", *train_flags(tiny_dataset, one, 60, 100)])
+    assert main(train_flags(tiny_dataset, one, 60, 100)) == 0
     elastic = [*AGENT, "--nnodes", "1:2", "--max-restarts", "3", *_meeting()]
     flags = ["-m", "arra.cli", *train_flags(tiny_dataset, two, 60, 4)]
     first = agents.start([*elastic, *flags])
@@ -180,10 +182,6 @@ def _listens(command: list[str]) -> bool:
     endpoint = next(word for word in command if word.startswith("localhost:"))
     with socket.socket() as probe:
         return probe.connect_ex(("localhost", int(endpoint.partition(":")[2]))) == 0
-
-
-def _finish(agents: Agents, command: list[str]) -> None:
-    assert agents.start([sys.executable, *command]).wait(120) == 0, agents.said()
 
 
 def _until(reached: Callable[[], bool], agents: Agents) -> None:
