@@ -68,7 +68,8 @@ class WrongUse(ValueError):
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"arra: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # of torchrun: a mistake may be one process's own
+    print(f"arra{f' (rank {rank})' if rank != '0' else ''}: {message}", file=sys.stderr)
     return code
 
 
@@ -158,7 +159,9 @@ def _train(arguments: Sequence[str]) -> None:
         )
     from arra.train.loop import train
 
-    print(train(config))
+    folder = train(config)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
 
 
 def _recipe(name: str) -> "TrainConfig":
