@@ -31,7 +31,6 @@ from torch import Tensor
 from arra.config import TrainConfig
 from arra.data.loader import Loader
 from arra.files import atomic_write
-from arra.models.run_folder import latest_checkpoint
 from arra.train.optim import learning_rate
 from arra.train.tally import StepRecord
 from arra.train.world import World
@@ -64,11 +63,12 @@ class Guard:
     Attributes:
         skipped: updates that were left out since the run began.
         streak: how many of them were the last steps read, without a break.
+        kept: steps done at the last checkpoint, 0 = there is none.
     """
 
     def __init__(self, config: TrainConfig, folder: Path, world: World, loader: Loader) -> None:
         self.config, self.folder, self.world, self.loader = config, folder, world, loader
-        self.skipped = self.streak = 0
+        self.skipped = self.streak = self.kept = 0
         # float32 is the type of the flag that optimizers take.
         self._row = torch.zeros((), dtype=torch.float32, device=world.device)
         self._shut = torch.zeros((), dtype=torch.float32, device=world.device)
@@ -128,7 +128,9 @@ class Guard:
             "high": sorted(self._high),
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
+    def restore(self, saved: Mapping[str, Any], step: int) -> None:
+        """Goes on from a checkpoint after `step` optimizer steps; 0 = from the start."""
+        self.kept = step
         self.skipped, self.streak = saved["skipped"], saved["streak"]
         self._row.fill_(self.streak)
         self._usual = {name: deque(v, maxlen=WINDOW) for name, v in saved["usual"].items()}
@@ -178,15 +180,15 @@ class Guard:
 
     def _stop(self, step: int) -> str:
         first, last = step + 2 - LIMIT, step + 1
-        kept = latest_checkpoint(self.folder)
+        kept = f"step-{self.kept:08d}" if self.kept else None
         line = self._line("stop", step, None, {}, self._refused[-1]["terms"])
-        self._write({**line, "first": first, "ids": [], "checkpoint": kept and kept.name})
+        self._write({**line, "first": first, "ids": [], "checkpoint": kept})
         faults = "; ".join(f"step {each['step']}: {_fault(each)}" for each in self._refused)
         dtype = "" if self.config.dtype == "float32" else " or --dtype float32"
         return (
             f"the run stops, because {LIMIT} steps in a row were not finite ({faults}). The "
             f"learning rate was {line['lr']:.3g}. None of them moved the weights, and "
-            f"{f'checkpoint {kept.name} is kept' if kept else 'there is no checkpoint yet'}. The "
+            f"{f'checkpoint {kept} is kept' if kept else 'there is no checkpoint yet'}. The "
             f"same command meets the same batches: add --data.skip-steps {first}-{last} to pass "
             f"over them (earlier ones too, if the loss had risen before), or start another run "
             f"with a lower --optim.lr{dtype}. All ids are in {self.folder / FILE}"

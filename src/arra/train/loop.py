@@ -51,7 +51,7 @@ def _train(config: TrainConfig, world: World, stop_after: int | None) -> Path:
         run = set_up(config, folder, world)
         fresh: dict[str, Any] = {"step": 0, "tally": {}, "guard": run.guard.saved()}
         info = restore(folder, run.state, world) or fresh
-        run.guard.restore(info["guard"])
+        run.guard.restore(info["guard"], info["step"])
         if config.log.probe_every:
             check_probe(run)
         end = min(config.steps, stop_after or config.steps)
@@ -102,6 +102,7 @@ def _loop(
         if saves and not overdue:
             with monitor.apart():
                 saver.save(done, {"tally": tally.saved(), "guard": guard.saved()})
+            guard.kept = done
             card.update(done, guard.skipped)
         if signs.stopping:
             saver.wait()

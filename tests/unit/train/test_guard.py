@@ -238,7 +238,7 @@ def test_what_is_usual_survives_a_resume(data: Path, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     whole_run.inspect(records)
     before.inspect(records[:91])
-    after.restore(json.loads(json.dumps(before.saved())))
+    after.restore(json.loads(json.dumps(before.saved())), 91)
     after.inspect(records[91:])
     assert after.saved() == whole_run.saved()
     assert incidents(tmp_path / "a") == incidents(tmp_path / "b")
