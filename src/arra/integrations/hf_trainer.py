@@ -9,6 +9,7 @@ Read in transformers 5.17 and 5.23, trainer.py: `_run_epoch` takes the micro-bat
 `get_batch_samples` and hands its second result to each `compute_loss` as `num_items_in_batch`.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ class TrainedModule(Step):
 
     @property
     def config(self) -> Any:
-        """The model's, which loggers and DeepSpeed read."""
-        return self.model.config
+        """A copy of the model's, for loggers and DeepSpeed. The Trainer writes `use_cache` into it,
+        which would be saved with the model."""
+        return copy.copy(self.model.config)
 
     @property
     def _no_split_modules(self) -> Any:
@@ -114,7 +116,6 @@ class ArraTrainer(Trainer):
         self.backbone, self.objective = backbone, objective
         self.schedule = schedule or (lambda step, steps: 1.0)
         self._sums = StepSums()
-        cached = backbone.model.config.use_cache
         super().__init__(
             model=TrainedModule(backbone, objective),
             args=args,
@@ -124,7 +125,6 @@ class ArraTrainer(Trainer):
             callbacks=list(callbacks),
             optimizers=optimizers,
         )
-        backbone.model.config.use_cache = cached  # what is saved is the model as it came
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("FSDP 1 clips all gradients together: use fsdp_config={'version': 2}")
         if self.get_tp_size() * self.get_cp_size() * self.get_sp_size() > 1:
