@@ -27,6 +27,9 @@ QUIET = 180.0
 """Seconds without a sign of life after which a run on another machine is taken for dead, at least;
 a slower run has three of its own log intervals."""
 
+SHORT = 160
+"""Characters of an error that its line shows; run.json and the page have all of it."""
+
 AGAIN = "the same command goes on from the last checkpoint"
 
 
@@ -190,7 +193,7 @@ def _ending(seen: Evidence) -> tuple[str, str, str]:
         return _without_end(seen, session, where)
     at = f"{where}, at {session.ended}"
     told = {
-        "failed": f"failed {where}: {session.error}",
+        "failed": f"failed {where}: {_short(session.error)}",
         "preempted": f"asked to stop (SIGTERM) {at}; its state was saved",
         "interrupted": f"interrupted (Ctrl-C) {at}",
         "stopped": f"ended {at}, as it was told to, before its last step",
@@ -250,12 +253,27 @@ def resume_command(seen: Evidence, data: str | None = None) -> str:
     run = shlex.quote(str(seen.folder))
     flags = f"train {run}/config.json --out {run}"
     flags += f" --data {shlex.quote(data)}" if data else ""
+    flags += _passing_over(seen)
     session = seen.sessions[-1] if seen.sessions else None
     if session is None or session.processes == 1:
         return f"arra {flags}"
     each = session.processes // session.machines
     nodes = f" --nnodes {session.machines}" if session.machines > 1 else ""
     return f"torchrun{nodes} --nproc-per-node {each} -m arra.cli {flags}"
+
+
+def _passing_over(seen: Evidence) -> str:
+    """The flag that gets a run past the batches that stopped it: it would meet them again."""
+    stops = [each for each in seen.incidents if each.get("kind") == "stop"]
+    if not stops or seen.saved_step >= stops[-1]["step"]:
+        return ""
+    before = seen.config.data.skip_steps if seen.config else ()
+    steps = (*before, f"{stops[-1]['first']}-{stops[-1]['step']}")
+    return f" --data.skip-steps {' '.join(dict.fromkeys(steps))}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def losses_check(seen: Evidence) -> Check:
         )
     curve = [(s, value) for s, value in curve if math.isfinite(value)]
     if len(curve) < FEWEST:
-        why = f"curves: {counted(len(curve), 'log line')}, too few to judge"
+        why = f"{counted(len(curve), 'log line')}, too few to judge"
         return Check("losses", _span(curve), [*findings, Finding("not checked", why, "losses")])
     parts = _tenths(curve)
     findings += _direction(parts) + _validation(seen)
@@ -208,7 +208,7 @@ def steering_check(seen: Evidence) -> Check:
     """Learning rate as scheduled; gradients neither vanished nor always clipped."""
     rates, norms, config = seen.column("lr"), seen.column("grad_norm"), seen.config
     if config is None or not rates:
-        why = "learning rate: there is no config.json or no log line to compare"
+        why = "there is no config.json, or no log line, to compare"
         return Check("steering", "", [Finding("not checked", why, "lr")])
     findings = []
     off = [s for s, lr in rates if not math.isclose(lr, _scheduled(s, config), rel_tol=1e-6)]
@@ -243,7 +243,7 @@ def speed_check(seen: Evidence) -> Check:
     """Throughput, what else the time went to, and memory."""
     rates = [(s, v) for s, v in seen.column("images_per_s") if v > 0]
     if len(rates) < 2:
-        return Check("speed", "", [Finding("not checked", "speed: too few log lines", "speed")])
+        return Check("speed", "", [Finding("not checked", "too few log lines to judge", "speed")])
     usual = statistics.median(v for _, v in rates)
     findings = []
     slow = [step for step, value in rates[1:] if value < SLOW * usual]

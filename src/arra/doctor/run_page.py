@@ -42,6 +42,7 @@ def _about(audit: Audit, seen: Evidence) -> str:
     hours = progress.get("hours")
     rows = [
         ("ended", ending.summary),
+        ("error", ending.facts["error"]),
         ("to go on", ending.facts["resume"]),
         ("hours", None if hours is None else f"{hours:.3g}"),
         ("images seen", f"{progress['samples_seen']:,}" if "samples_seen" in progress else None),

@@ -170,8 +170,16 @@ def public_name(spec: str) -> str:
 def config_hash(config: TrainConfig) -> str:
     """SHA-256 of the settings that make a run what it is: equal for two runs that should agree,
     wherever they lie and however their steps are split."""
-    kept = {name: value for name, value in to_json(config).items() if name not in RESUMABLE}
+    kept = _without_resumable(to_json(config), "")
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _without_resumable(value: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        name: _without_resumable(each, f"{prefix}{name}.") if isinstance(each, dict) else each
+        for name, each in value.items()
+        if f"{prefix}{name}" not in RESUMABLE
+    }
 
 
 def is_alive(process: str) -> bool | None:

@@ -187,7 +187,15 @@ def test_a_run_stopped_by_numbers_says_which_batches(tmp_path: Path, data: Path,
     assert "failed after step 46 of 100: F: NaN" in told.out
     assert "3 steps were skipped: not finite (step 47, step 48, step 49)" in told.out
     assert "pass over them with --data.skip-steps 47-49" in told.out
+    assert f"--out {run} --data.skip-steps 47-49" in told.out
     assert "NOT fine: 2 things wrong" in told.err
+
+
+def test_a_long_error_is_cut_in_its_line_alone(tmp_path: Path, data: Path) -> None:
+    run = make_run(tmp_path / "run", data, until=40, how="failed", error="E: " + "why " * 200)
+    audit, _ = examine(RunConfig(str(run)))
+    assert len(audit.checks[0].summary) < 250
+    assert len(audit.checks[0].facts["error"]) == 803
 
 
 def test_a_run_that_never_trained(tmp_path: Path, data: Path) -> None:
