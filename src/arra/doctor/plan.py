@@ -221,9 +221,8 @@ def _assumptions(
     ]
     if gpus > 1:
         said.append(
-            f"{gpus} GPUs: arra train drives one device today; assumed are replicas (DDP, gradients"
-            f" as views of its buckets), each with everything and 1/{gpus} of the batch, at no "
-            f"cost of communication"
+            f"{gpus} GPUs: assumed are replicas (--engine.parallel ddp, gradients as views of its "
+            f"buckets), each with everything and 1/{gpus} of the batch, at no cost of communication"
         )
     if config.lora.quantize == "4bit" or config.optim.bits == 8:
         said.append("bitsandbytes: sizes by formula; its kernels' scratch is not in them")
