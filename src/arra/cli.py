@@ -213,7 +213,7 @@ def _convert(arguments: Sequence[str]) -> None:
 def _bench(arguments: Sequence[str]) -> None:
     action = arguments[0] if arguments else "--help"
     if action in ("-h", "--help"):
-        print("usage: arra bench prepare|train [...]      (add --help for its options)")
+        print("usage: arra bench prepare|train|loader [...]      (add --help for its options)")
         return
     if action == "train":
         from arra.bench import train
@@ -221,8 +221,14 @@ def _bench(arguments: Sequence[str]) -> None:
         config = _parse(train.BenchTrainConfig, arguments[1:], "arra bench train")
         print(train.told(train.bench_train(config)))
         return
+    if action == "loader":
+        from arra.bench import loader
+
+        asked = _parse(loader.BenchLoaderConfig, arguments[1:], "arra bench loader")
+        print(loader.told(loader.bench_loader(asked)))
+        return
     if action != "prepare":
-        raise WrongUse(f"arra bench {action}: there are prepare and train")
+        raise WrongUse(f"arra bench {action}: there are prepare, train and loader")
     from arra.bench.prepare import BenchPrepareConfig, bench_prepare, told
 
     print(told(bench_prepare(_parse(BenchPrepareConfig, arguments[1:], "arra bench prepare"))))
