@@ -13,74 +13,32 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from arra.config import CheckpointConfig
 from arra.files import atomic_dir, sha256_of, write_json
-from arra.models.adapted import ADAPTER_WEIGHTS, Adapter
+from arra.models.adapted import ADAPTER_WEIGHTS
 from arra.models.run_folder import (
     FORMAT,
     Damaged,
     failure_of,
     finished_checkpoints,
-    load_part,
-    own_tensors,
     read_state,
     step_name,
-    stored_tensors,
-    weights_folder,
 )
-from arra.train.optim import Average
+from arra.train.state import Parts, State, load_parts, local, parts_of
 from arra.train.world import World
-
-Parts = dict[str, dict[str, Tensor]]
 
 FILE_BYTES = 1 << 30
 """Of one file of one process, about: torch holds a file's bytes twice more while it writes it."""
-
-
-@dataclass
-class State:
-    """Everything that a resume restores, in place.
-
-    Attributes:
-        adapter: what of `model` trains, if it is not all of it.
-        base_name: what the adapter's config calls its frozen base.
-    """
-
-    model: nn.Module
-    objective: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: Average | None
-    adapter: Adapter | None = None
-    base_name: str = ""
-
-    def trained(self) -> dict[str, Tensor]:
-        """The model's parameters that move, under the names that a checkpoint gives them."""
-        return trained_tensors(self.model, self.adapter)
-
-    def weights(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the model: an adapter, or all of it."""
-        return dict(self.adapter.tensors) if self.adapter else own_tensors(self.model)
-
-
-def trained_tensors(model: nn.Module, adapter: Adapter | None) -> dict[str, Tensor]:
-    """The parameters of `model` that move, under the names that a checkpoint gives them."""
-    if adapter:
-        return dict(adapter.tensors)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
 
 # ---- saving --------------------------------------------------------------------------------------
 
@@ -94,14 +52,7 @@ class Saver:
     def __init__(self, run: Path, state: State, world: World, config: CheckpointConfig) -> None:
         self._run, self._state, self._config = run, state, config
         self._world, self._apart = world, world.apart()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=world.device.type == "cuda",
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=False,
-            )
-        )
+        self._copies: Parts = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         if world.size == 1:  # here, for filters are not safe to change beside another thread
@@ -117,9 +68,9 @@ class Saver:
         """
         self.wait()
         self._refuse_bad_weights(step)
-        parts = _parts(self._state)
+        parts = parts_of(self._state)
         if self._config.background:
-            parts = cast(Parts, self._stager.stage(parts))
+            parts = self._copied(parts)
         self._writing = self._thread.submit(self._write, step, parts, dict(extra))
         if not self._config.background:
             self.wait()
@@ -153,16 +104,31 @@ class Saver:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._stager.close()
+            self._copies.clear()
 
     def _refuse_bad_weights(self, step: int) -> None:
-        finite = [torch.isfinite(_local(p.detach())).all() for p in self._state.trained().values()]
+        finite = [torch.isfinite(local(p.detach())).all() for p in self._state.trained().values()]
         bad = int(bool(finite) and not bool(torch.stack(finite).all()))
         if self._world.sum({"bad": bad})["bad"]:
             raise FloatingPointError(
                 f"the weights are not finite after step {step}: lower --optim.lr, or use --dtype "
                 f"float32; the last good checkpoint is kept in {self._run}"
             )
+
+    def _copied(self, parts: Parts) -> Parts:
+        """CPU copies, in the memory of the save before (torch 2.11's own stager works once)."""
+        for part, tensors in parts.items():
+            before = self._copies.get(part, {})
+            after = {}
+            for name, tensor in tensors.items():
+                copy = before.get(name)
+                if copy is None or local(copy).shape != local(tensor).shape:
+                    copy = tensor.to("cpu", copy=True)
+                else:
+                    local(copy).copy_(local(tensor))
+                after[name] = copy
+            self._copies[part] = after
+        return self._copies
 
     def _write(self, step: int, parts: Parts, extra: Mapping[str, Any]) -> None:
         world, adapter = self._apart, self._state.adapter
@@ -184,25 +150,6 @@ class Saver:
         world.on_main(lambda: _remove_old(self._run, self._config.keep))
 
 
-def _parts(state: State) -> Parts:
-    """What is written, by folder (or file, of an adapter); nothing is copied that need not be."""
-    weights = state.weights()
-    parts: Parts = {
-        "model": weights,
-        "objective": dict(state.objective.state_dict()),
-        "optimizer": _flatten_optimizer(state),
-    }
-    if state.average is not None:
-        parts["ema"] = {**weights, **state.average.weights}
-    if state.adapter:  # a peft folder holds whole tensors, in one file
-        del parts["model"]
-        parts[ADAPTER_WEIGHTS] = {n: _whole(t).contiguous() for n, t in weights.items()}
-    return {
-        name: {key: tensor.detach() for key, tensor in _unshared(tensors).items()}
-        for name, tensors in parts.items()
-    }
-
-
 def _write_part(part: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Each process' shards into its own files; of what all of them hold, one writes each tensor."""
     if not tensors:
@@ -220,7 +167,7 @@ def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
     """Which of a process' files a tensor goes into, from 1; the order of names is theirs."""
     index, filled, found = 1, 0, {}
     for name, tensor in tensors.items():
-        size = _local(tensor).nbytes
+        size = local(tensor).nbytes
         if filled and filled + size > FILE_BYTES:
             index, filled = index + 1, 0
         filled += size
@@ -259,7 +206,8 @@ def restore(run: Path, state: State, world: World) -> dict[str, Any] | None:
         problems = [found for found in world.on_all(partial(_problem, folder, world)) if found]
         if not problems:
             world.on_main(lambda: _put_aside(damaged))
-            return _load(folder, state)
+            load_parts(folder, state)
+            return read_state(folder)
         damaged[folder] = problems[0]
     if damaged:
         raise ValueError(
@@ -297,71 +245,3 @@ def _put_aside(damaged: Mapping[Path, str]) -> None:
             f"warning: {problem}; the checkpoint before it is used, and this one kept as {aside}",
             file=sys.stderr,
         )
-
-
-def _load(folder: Path, state: State) -> dict[str, Any]:
-    weights = state.weights()
-    if state.average is not None:
-        load_part(folder / "ema", {**weights, **state.average.weights})
-    load_part(weights_folder(folder), weights)
-    load_part(folder / "objective", dict(state.objective.state_dict()))
-    _load_optimizer(folder / "optimizer", state)
-    return read_state(folder)
-
-
-# ---- tensors -------------------------------------------------------------------------------------
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies what another name has already: safetensors names each memory once."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in tensors.items():
-        place = _local(tensor).untyped_storage().data_ptr()
-        found[name] = tensor.clone() if place in seen else tensor
-        seen |= {place} if place else set()
-    return found
-
-
-def _parameter_names(state: State) -> dict[int, str]:
-    named = [("model", state.model), ("objective", state.objective)]
-    return {id(p): f"{part}.{n}" for part, m in named for n, p in m.named_parameters()}
-
-
-def _flatten_optimizer(state: State) -> dict[str, Tensor]:
-    """`KEY/NAME` of each state; counters that are plain numbers become int64 scalars."""
-    names = _parameter_names(state)
-    return {
-        f"{key}/{names[id(parameter)]}": (
-            value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
-        )
-        for parameter, values in state.optimizer.state.items()
-        for key, value in values.items()
-    }
-
-
-def _load_optimizer(part: Path, state: State) -> None:
-    """States of a parameter's own shape are cut as it is; all else is whole on each process."""
-    parameters = {id(p): p for g in state.optimizer.param_groups for p in g["params"]}
-    named = {name: parameters[i] for i, name in _parameter_names(state).items() if i in parameters}
-    tensors: dict[str, Tensor] = {}
-    for flat, stored in stored_tensors(part).items():
-        parameter, dtype = named[flat.partition("/")[2]], stored.properties.dtype
-        tensors[flat] = (
-            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-            if stored.size == parameter.shape
-            else torch.zeros(stored.size, dtype=dtype, device=parameter.device)
-        )
-    load_part(part, tensors)
-    for flat, tensor in tensors.items():
-        key, _, name = flat.partition("/")
-        counter = tensor.dtype == torch.int64 and tensor.ndim == 0
-        state.optimizer.state[named[name]][key] = int(tensor) if counter else tensor

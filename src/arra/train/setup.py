@@ -28,7 +28,6 @@ from arra.models.loading import (
 )
 from arra.objective import Objective, Terms
 from arra.resolve import resolve_folder
-from arra.train import checkpoint
 from arra.train.adapters import adapted_backbone
 from arra.train.alignment import objective_of, online_targets, target_names
 from arra.train.blocks import engage
@@ -37,6 +36,7 @@ from arra.train.optim import Average, build_optimizer
 from arra.train.parallel import Engine, after_wrapping, engine_of
 from arra.train.signs import Signs
 from arra.train.splits import open_splits
+from arra.train.state import State, trained_tensors
 from arra.train.world import World
 
 
@@ -69,7 +69,7 @@ class Run:
     step: Step
     engine: Engine
     guard: Guard
-    state: checkpoint.State
+    state: State
     loader: Loader
     validation: Loader | None
     tokenizer_spec: str
@@ -145,10 +145,10 @@ def assemble(
     names = {id(p): name for name, p in backbone.model.named_parameters()}
     engine = engine_of(step, backbone.blocks, objective, config, world)
     adapter = adapter and after_wrapping(adapter, names, backbone.model)
-    trained = checkpoint.trained_tensors(backbone.model, adapter)
+    trained = trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
     optimizer = build_optimizer(backbone.model, objective, config.optim)
-    state = checkpoint.State(backbone.model, objective, optimizer, average, adapter)
+    state = State(backbone.model, objective, optimizer, average, adapter)
     guard = Guard(config, folder, world, loader)
     return Run(
         *(config, folder, world, backbone, step, engine, guard, state),

@@ -24,6 +24,7 @@ from arra.objective import Feature, Objective, Target
 from arra.train import checkpoint
 from arra.train.adapters import peft_config
 from arra.train.optim import build_optimizer
+from arra.train.state import State
 from arra.train.world import World
 
 pytest.importorskip("peft")
@@ -295,16 +296,16 @@ def test_missing_libraries_are_named_with_their_extra(monkeypatch: pytest.Monkey
 @needs_bitsandbytes
 @pytest.mark.parametrize("whole", [True, False])
 def test_eight_bit_states_resume_exactly(tmp_path: Path, whole: bool) -> None:
-    def fresh() -> tuple[CausalLM, Objective, checkpoint.State]:
+    def fresh() -> tuple[CausalLM, Objective, State]:
         backbone, adapter = grown("llama", tie_word_embeddings=False), None
         if not whole:
             backbone, adapter = put_on(backbone, peft_config(backbone, LoraConfig(rank=128)))
         objective = aligned(backbone)
         optimizer = build_optimizer(backbone.model, objective, OptimConfig(lr=1e-2, bits=8))
-        state = checkpoint.State(backbone.model, objective, optimizer, None, adapter)
+        state = State(backbone.model, objective, optimizer, None, adapter)
         return backbone, objective, state
 
-    def advance(run: tuple[CausalLM, Objective, checkpoint.State], steps: range) -> None:
+    def advance(run: tuple[CausalLM, Objective, State], steps: range) -> None:
         backbone, objective, state = run
         for step in steps:
             step_loss(backbone, objective, batch_of(backbone, step)).backward()
