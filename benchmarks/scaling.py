@@ -34,6 +34,7 @@ from scaling_formulas import (
     gloo_sum,
     hybrid,
     largest,
+    repeated,
     staging_seconds,
     write_seconds,
 )
@@ -178,17 +179,19 @@ def features() -> str:
 
 
 def egress() -> str:
-    head = ["model", "N", "images/s", "a node reads", "an epoch of a billion", "read in all"]
-    head += ["in all, if every node read all"]
+    head = ["model", "N", "images/s", "a node reads", "an epoch of a billion"]
+    head += ["read in an epoch, L = N", "L = 8", "no stream: at each start"]
     rows = []
     for p in PAINTERS:
-        size = MEASURED["large image bytes" if p.tokens > 1000 else "image bytes"]
+        size = 1e9 * MEASURED["large image bytes" if p.tokens > 1000 else "image bytes"]
         for gpus in (64, 1024):
             nodes, rate = gpus // GPUS_PER_NODE, gpus * ASSUMED["flops"] * p.mfu / p.flops
             rows.append(
                 [
-                    *(p.name, f"{gpus:,}", f"{rate:,.0f}", f"{amount(rate * size / nodes)}/s"),
-                    *(duration(1e9 / rate), amount(1e9 * size), amount(nodes * 1e9 * size)),
+                    *(p.name, f"{gpus:,}", f"{rate:,.0f}"),
+                    *(f"{amount(rate * size / 1e9 / nodes)}/s", duration(1e9 / rate)),
+                    *(amount(size * repeated(nodes, lanes)) for lanes in (gpus, 8)),
+                    amount(gpus * size),
                 ]
             )
     return table(head, rows)

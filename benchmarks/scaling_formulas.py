@@ -186,6 +186,15 @@ def gloo_sum(ranks: int) -> float:
     return 2 * (ranks - 1) * ASSUMED["tcp hop"]
 
 
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def repeated(nodes: int, lanes: int) -> float:
+    """How often a shard is fetched in an epoch: lane l feeds slots l B/L to (l+1) B/L - 1 of every
+    batch, so M/L nodes share one; the processes of a node share a cache."""
+    return max(1.0, nodes / lanes)
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
