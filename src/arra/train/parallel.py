@@ -118,7 +118,10 @@ def engine_of(
     if any(True for _ in objective.parameters()):
         # A part has weights of one type: those of a model that trains in bfloat16 are of another.
         fully_shard(objective, mesh=mesh, mp_policy=plain)
-    fully_shard(step, mesh=mesh, mp_policy=plain)
+    # Without an adapter what is frozen is what training does not use, as an image encoder: it stays
+    # whole, and is not gathered in each step.
+    unused = set() if config.lora.rank else {p for p in step.parameters() if not p.requires_grad}
+    fully_shard(step, mesh=mesh, mp_policy=plain, ignored_params=unused)
     for module in step.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
