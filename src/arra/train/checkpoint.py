@@ -117,17 +117,16 @@ class Saver:
 
     def _copied(self, parts: Parts) -> Parts:
         """CPU copies, in the memory of the save before (torch 2.11's own stager works once)."""
+        pinned = self._world.device.type == "cuda"
         for part, tensors in parts.items():
-            before = self._copies.get(part, {})
-            after = {}
+            before, copies = self._copies.get(part, {}), {}
             for name, tensor in tensors.items():
                 copy = before.get(name)
-                if copy is None or local(copy).shape != local(tensor).shape:
-                    copy = tensor.to("cpu", copy=True)
-                else:
-                    local(copy).copy_(local(tensor))
-                after[name] = copy
-            self._copies[part] = after
+                if copy is None or copy.shape != tensor.shape:
+                    copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
+                local(copy).copy_(local(tensor))
+                copies[name] = copy
+            self._copies[part] = copies
         return self._copies
 
     def _write(self, step: int, parts: Parts, extra: Mapping[str, Any]) -> None:
