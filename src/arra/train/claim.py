@@ -14,8 +14,9 @@ from arra.models.adapted import OWN_BASE
 from arra.models.loading import PIPELINE
 from arra.models.run_folder import latest_checkpoint
 from arra.train.alignment import ONLINE
-from arra.train.splits import CACHE
 from arra.train.run_card import FILE as RUN_CARD
+from arra.train.splits import CACHE
+from arra.train.trackers import FILE as TRACKERS
 
 
 def claim(config: TrainConfig, folder: Path) -> tuple[TrainConfig, int]:
@@ -62,9 +63,9 @@ def unclaim(folder: Path) -> None:
     """
     if latest_checkpoint(folder) is not None or (folder / "log.jsonl").exists():
         return
-    for name in ("config.json", PIPELINE, ONLINE, RUN_CARD):
+    for name in ("config.json", PIPELINE, ONLINE, RUN_CARD, TRACKERS):
         (folder / name).unlink(missing_ok=True)
-    for name in ("model", "tokenizer", OWN_BASE, "tensorboard", CACHE):
+    for name in ("model", "tokenizer", OWN_BASE, "tensorboard", "wandb", "trackio", CACHE):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not any(folder.iterdir()):
         folder.rmdir()
