@@ -115,9 +115,9 @@ def _rows(query_NTw: Tensor) -> list[slice]:
 
 def _weights(query_NTw: Tensor, key_NTw: Tensor, rows: slice, scale: float) -> Tensor:
     """Attention weights of some queries for the keys up to the last of them."""
-    shape = (rows.stop - rows.start, rows.stop)
-    later = torch.ones(shape, dtype=torch.bool, device=query_NTw.device).triu_(rows.start + 1)
-    mask = torch.zeros(shape, dtype=query_NTw.dtype, device=query_NTw.device)
+    columns = torch.arange(rows.stop, device=query_NTw.device)
+    later = columns > columns[rows, None]
+    mask = torch.zeros(later.shape, dtype=query_NTw.dtype, device=query_NTw.device)
     mask.masked_fill_(later, float("-inf"))
     keys = key_NTw[:, : rows.stop].transpose(1, 2)
     return torch.baddbmm(mask, query_NTw[:, rows], keys, alpha=scale).softmax(-1)

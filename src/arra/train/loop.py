@@ -156,12 +156,12 @@ def _unlogged(config: TrainConfig, info: Mapping[str, Any]) -> bool:
 def deterministic(device: torch.device) -> Iterator[None]:
     """On a CPU a run is a function of its config: no algorithm may depend on thread timing."""
     before = torch.are_deterministic_algorithms_enabled()
-    filled = deterministic_settings.fill_uninitialized_memory
+    filled = deterministic_settings.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(device.type == "cpu" or before)
     # Filling memory before it is written would take 4 % of a step; nothing here reads it before.
-    deterministic_settings.fill_uninitialized_memory = False
+    deterministic_settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        deterministic_settings.fill_uninitialized_memory = filled
+        deterministic_settings.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
