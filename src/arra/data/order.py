@@ -157,10 +157,13 @@ class Lanes:
     def at(self, step: int, slots: np.ndarray) -> list[Place]:
         """Where the samples in some slots of a step are."""
         places = []
+        of, window = -1, _Window(-1, 0, 0, 0, range(0))
         for slot in slots.tolist():
             lane, epoch, place = self._found(step, slot)
-            window = self._window(lane, epoch, place)
-            mixed, draws = self._mixed(lane, window)
+            same = (of, window.epoch) == (lane, epoch)
+            if not same or not window.start <= place < window.stop:
+                of, window = lane, self._window(lane, epoch, place)
+                mixed, draws = self._mixed(lane, window)
             inside = place - window.start
             shards, ends = self._epoch(epoch)
             sample = window.start + int(mixed[inside])

@@ -57,7 +57,7 @@ class Sequences:
         rows = [row for sample in samples for row in sample]
         if len(rows) == len(samples) > 0:
             grids = self._dataset.grids_of(rows)
-            texts = [self._dataset.texts[row] for row in rows]
+            texts = self._dataset.texts_of(rows)
             prompts = [self._prompt(*asked) for asked in zip(texts, grids, strict=True)]
             known = [prompt for prompt in prompts if prompt is not None]
             if len(known) == len(rows):
@@ -119,9 +119,10 @@ class Sequences:
 
     def _lay_out(self, rows: Sequence[int], dropped: bool) -> Sample:
         segments: list[Text | Image] = []
-        for row, grid in zip(rows, self._dataset.grids_of(rows), strict=True):
+        texts, grids = self._dataset.texts_of(rows), self._dataset.grids_of(rows)
+        for row, text, grid in zip(rows, texts, grids, strict=True):
             image = Image(tuple(self._dataset.codes([row]).tolist()), *grid)
-            before, _, after = self._dataset.texts[row].partition(PLACEHOLDER)
+            before, _, after = text.partition(PLACEHOLDER)
             after = after if not self._whole_caption else ""
             condition = [] if segments else self._backbone.condition(before, grid)
             if dropped:

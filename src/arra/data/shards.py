@@ -98,6 +98,10 @@ class Dataset:
         """Itself: all rows are in memory."""
         return self
 
+    def texts_of(self, rows: Sequence[int]) -> list[str]:
+        """The captions of some rows."""
+        return [self.texts[row] for row in rows]
+
     def codes(self, rows: Sequence[int]) -> np.ndarray:
         """The codes of some rows, one image after the other."""
         ends, lengths = self._ends[rows], self._lengths[rows]

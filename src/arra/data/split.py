@@ -89,6 +89,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
+    def texts_of(self, rows: Sequence[int]) -> list[str]:
+        """The captions of some rows."""
+        ...
+
     def codes(self, rows: Sequence[int]) -> np.ndarray:
         """The codes of some rows in raster order, one image after the other."""
         ...

@@ -12,7 +12,7 @@ import dataclasses
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from arra.data.cache import Held, ShardCache
 from arra.data.manifest import Manifest, ShardInfo, read_manifest
-from arra.data.order import Lanes, Order
+from arra.data.order import Lanes, Order, Place
 from arra.data.shards import Dataset, read_part, wanted_features
 from arra.data.split import Captions, Cells, Vectors
 from arra.data.vector_column import CACHE_BYTES
@@ -98,11 +98,29 @@ class Stream:
 
     def codes(self, rows: Sequence[int]) -> np.ndarray:
         """The codes of some rows, one image after the other."""
-        return np.concatenate([part.codes([at]) for part, at in map(self.found, rows)])
+        found: list[np.ndarray] = [np.zeros(0)] * len(rows)
+        for part, places, own in self.shards_of(rows):
+            cells = part.grids[own].astype(np.int64).prod(axis=1)
+            each = np.split(part.codes(own), np.cumsum(cells)[:-1])
+            for at, codes in zip(places, each, strict=True):
+                found[at] = codes
+        return np.concatenate(found)
+
+    def texts_of(self, rows: Sequence[int]) -> list[str]:
+        """The captions of some rows."""
+        found = [""] * len(rows)
+        for part, places, own in self.shards_of(rows):
+            for at, text in zip(places, part.texts_of(own), strict=True):
+                found[at] = text
+        return found
 
     def grids_of(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         """Code rows and columns of some rows."""
-        return [part.grids_of([at])[0] for part, at in map(self.found, rows)]
+        found = [(0, 0)] * len(rows)
+        for part, places, own in self.shards_of(rows):
+            for at, grid in zip(places, part.grids_of(own), strict=True):
+                found[at] = grid
+        return found
 
     def order(self, seed: int, batch_size: int) -> Order:
         """Window by window, in lanes."""
@@ -111,6 +129,17 @@ class Stream:
             counts, seed=seed, batch_size=batch_size, lanes=self._lanes, window=self._window
         )
         return _StreamOrder(self, lanes)
+
+    def shards_of(self, rows: Sequence[int]) -> Iterator[tuple[Dataset, list[int], list[int]]]:
+        """The shards that hold some rows: each, which of the rows are in it, and where."""
+        of: dict[int, tuple[list[int], list[int]]] = {}
+        for at, row in enumerate(rows):
+            shard = bisect_right(self._first_row, row) - 1
+            places, own = of.setdefault(shard, ([], []))
+            places.append(at)
+            own.append(row - self._first_row[shard])
+        for shard, (places, own) in of.items():
+            yield self.part(shard).dataset, places, own
 
     def found(self, row: int) -> tuple[Dataset, int]:
         """The shard that holds a row, and where in it."""
@@ -121,11 +150,14 @@ class Stream:
         """A shard, waited for if it is not there."""
         return self._asked(shard).result()
 
-    def rows_of(self, shard: int, position: int, draw: float) -> Sequence[int]:
-        """The rows of one sample of a shard; of its views one is drawn."""
-        choices = self.part(shard).choices[position]
-        chosen = choices[int(draw * len(choices))]
-        return [self._first_row[shard] + row for row in chosen]
+    def rows_of(self, places: Sequence[Place]) -> list[Sequence[int]]:
+        """The rows of samples; of the views of one, one is drawn."""
+        parts = {shard: self.part(shard) for shard in {each.shard for each in places}}
+        rows: list[Sequence[int]] = []
+        for each in places:
+            choices, first = parts[each.shard].choices[each.position], self._first_row[each.shard]
+            rows.append([first + row for row in choices[int(each.draw * len(choices))]])
+        return rows
 
     def expect(self, now: Sequence[int], soon: Sequence[int], keep: int) -> None:
         """Begins to fetch shards; `keep` of them stay in memory."""
@@ -255,15 +287,15 @@ class _StreamOrder:
         keep = len(self._fed) * (2 * self._lanes.window + 1)
         now = list(dict.fromkeys(each.shard for each in places))
         self._stream.expect(now, self._lanes.shards_after(step, slots), keep)
-        return [self._stream.rows_of(each.shard, each.position, each.draw) for each in places]
+        return self._stream.rows_of(places)
 
     def rows_from(self, start: int, stop: int) -> list[Sequence[int]]:
-        rows = []
+        places = []
         for sample in range(start, min(stop, self.num_samples)):
             shard = bisect_right(self._ends, sample)
             first = self._ends[shard] - self._lanes.counts[shard]
-            rows.append(self._stream.rows_of(shard, sample - first, 0.0))
-        return rows
+            places.append(Place(shard, sample - first, 0.0))
+        return self._stream.rows_of(places)
 
 
 # ---- columns by row number -----------------------------------------------------------------------
@@ -283,9 +315,11 @@ class _Vectors:
         self._stream, self._name = stream, name
 
     def __getitem__(self, rows: Sequence[int]) -> np.ndarray:
-        return np.stack(
-            [part.features[self._name][at] for part, at in map(self._stream.found, rows)]
-        )
+        dim = self._stream.first.features[self._name].shape[1]
+        found_ED = np.empty((len(rows), dim), np.float16)
+        for part, places, own in self._stream.shards_of(rows):
+            found_ED[places] = part.features[self._name][own]
+        return found_ED
 
 
 class _Cells:
