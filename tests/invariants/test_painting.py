@@ -6,6 +6,7 @@ Legend: N images, B rows, T tokens, D width, V vocabulary, K codes, P cells, h a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,23 +295,33 @@ def test_null_condition_is_the_same_in_training_and_painting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A dropped prompt's row in training starts like the unguided row in painting."""
-    from types import SimpleNamespace
+    import pyarrow as pa
 
     from arra.data.loader import Loader
+    from arra.data.manifest import Manifest, SplitInfo, TokenizerInfo
+    from arra.data.shards import Dataset
 
     backbone = tiny()
-    dataset = SimpleNamespace(
-        ids=["one"],
-        view_of=[None],
-        samples=["one"],
-        split="train",
-        grids=torch.tensor([GRID]).numpy(),
-        image_ids=[torch.arange(8).numpy()],
-        texts=["a red circle"],
+    manifest = Manifest(
+        splits={"train": SplitInfo(1, [])},
+        tokenizer=TokenizerInfo("", "", len(backbone.layout.code_ids), 1),
         features={},
-        patch_features={},
-        manifest=SimpleNamespace(features={}, grids={}),
+        size=2,
+        crop="none",
     )
+    side = pa.array([0], pa.int16())
+    table = pa.table(
+        {
+            "id": ["one"],
+            "sample": ["one"],
+            "text": ["a red circle"],
+            "image_index": side,
+            "grid_height": pa.array([GRID[0]], pa.int16()),
+            "grid_width": pa.array([GRID[1]], pa.int16()),
+            "image_ids": pa.array([list(range(GRID[0] * GRID[1]))], pa.list_(pa.int32())),
+        }
+    )
+    dataset = Dataset(Path(), "train", manifest, table)
     loader = Loader(dataset, backbone, batch_size=1, seed=0, prompt_dropout=1.0)
     trained = loader.step(0)[0].batch.ids_BT[0].tolist()
     first: list[Tensor] = []

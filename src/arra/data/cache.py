@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -149,12 +149,14 @@ class ShardCache:
     def _fetch(self, source: Path, path: Path, shard: ShardInfo) -> None:
         for _ in range(2):
             try:
-                with atomic_write(path) as temporary:
+                # Renamed while nobody counts: a name that changes meanwhile would be missed.
+                with ExitStack() as uncounted, atomic_write(path) as temporary:
                     size = self._asked(source, lambda: source.stat().st_size)
                     self._make_room(size, temporary)
                     copy = partial(self._copied, source, temporary)
                     if self._asked(source, copy) != shard.sha256:
                         raise _Damaged
+                    uncounted.enter_context(self._lock("room"))
                 return
             except _Damaged:
                 continue

@@ -133,10 +133,8 @@ def test_training_draws_one_view_of_each_picture_in_an_epoch(tmp_path):
         None, config, codebook_KC=torch.zeros(256, 2), captions=train.texts, seed=0
     )
     loader = Loader(train, backbone, batch_size=5, seed=3)
-    assert len(loader.samples) == 20
-    epochs = [
-        [tuple(loader._sample_at(i)) for i in range(start, start + 20)] for start in (0, 20, 40)
-    ]
+    assert loader.num_samples == 20
+    epochs = [[tuple(loader.at(i).rows) for i in range(start, start + 20)] for start in (0, 20, 40)]
     for epoch in epochs:
         drawn = [train.view_of[row] or train.ids[row] for (row,) in epoch]
         assert sorted(drawn) == sorted(f"id{i}" for i in range(20))  # each picture once
@@ -144,7 +142,7 @@ def test_training_draws_one_view_of_each_picture_in_an_epoch(tmp_path):
         assert 3 < flips < 17
     assert len(set(map(tuple, epochs))) == 3
     again = Loader(train, backbone, batch_size=10, accumulate=2, seed=3)
-    assert [tuple(again._sample_at(i)) for i in range(20, 40)] == epochs[1]
+    assert [tuple(again.at(i).rows) for i in range(20, 40)] == epochs[1]
     shown = [micro.batch.num_images for micro in loader.in_order(100)]
     assert sum(shown) == 20  # validation shows no views
 
