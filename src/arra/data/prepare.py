@@ -68,6 +68,7 @@ def _complete(job: Job) -> None:
     left = job.left_to_others()
     if not left:
         job.complete()
+        _clear(job)  # of workers that were killed while the others went on
         _tell_of_views(job)
         for line in told(job.out / REJECTS):
             print(f"prepare: {line}", file=sys.stderr)
@@ -94,7 +95,7 @@ def _tell_of_views(job: Job) -> None:
 
 
 def _clear(job: Job) -> None:
-    """Removes what a killed run had not yet renamed into place, but nothing of a live neighbour."""
+    """Removes what a killed process had not renamed into place, but nothing of a live neighbour."""
     for leftover in [*job.out.glob(".*.partial"), *job.out.glob(f"{PROGRESS}/.*.partial")]:
         if is_abandoned(leftover):
             leftover.unlink(missing_ok=True)
