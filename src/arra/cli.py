@@ -166,7 +166,8 @@ def _train(arguments: Sequence[str]) -> None:
 
 def _recipe(name: str) -> "TrainConfig":
     """The config of a recipe, or of a run whose config.json is named."""
-    from arra.config import TrainConfig, from_json
+    from arra.config import TrainConfig
+    from arra.config_json import from_json
     from arra.files import read_json
     from arra.recipes import RECIPES
 

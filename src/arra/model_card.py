@@ -14,7 +14,8 @@ from typing import Any
 import transformers
 import yaml
 
-from arra.config import TrainConfig, from_json
+from arra.config import TrainConfig
+from arra.config_json import from_json
 from arra.data.manifest import FILE as MANIFEST
 from arra.data.manifest import FeatureInfo, read_manifest
 from arra.files import place, read_json, sha256_of

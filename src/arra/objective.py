@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arra.batch import Batch, Positions
 from arra.cross_entropy import Kernel, chunked_cross_entropy, wide
-from arra.layout import Batch, Positions
 
 
 class Projector(nn.Module):
@@ -51,7 +51,7 @@ class Target:
         dim: D, its width.
         layers: 1 = output of the first decoder block (the paper's layer 1); several = their mean.
         weight: lambda of this target.
-        positions: one of `layout.POSITION_SETS`.
+        positions: one of `batch.POSITION_SETS`.
         centred: compare with the feature minus the dataset's mean feature. Raw (the paper) features
             of some encoders score 0.9 against a constant.
         kind: "global": one vector an image. "patch": one vector a cell, at the cell's own position.

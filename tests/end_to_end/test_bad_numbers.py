@@ -19,8 +19,8 @@ from arra.config import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    to_json,
 )
+from arra.config_json import to_json
 from arra.objective import Terms
 from arra.train import loop
 from arra.train.guard import FILE

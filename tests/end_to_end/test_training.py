@@ -21,8 +21,8 @@ from arra.config import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    from_json,
 )
+from arra.config_json import from_json
 from arra.data.loader import Loader
 from arra.data.shards import open_dataset
 from arra.export import ExportConfig, export

@@ -75,27 +75,32 @@ def _inside(name: str, *packages: str) -> bool:
 # What a part may import from arra; itself is always allowed.
 ONLY = {
     "arra.files": (),
-    "arra.layout": (),
+    "arra.batch": (),
+    "arra.layout": ("arra.batch",),
     "arra.cross_entropy": (),
-    "arra.objective": ("arra.cross_entropy", "arra.layout"),
+    "arra.objective": ("arra.cross_entropy", "arra.batch"),
     "arra.resolve": ("arra.files",),
 }
 # What a part must never import, not even inside a function. The way down is
-# cli -> study -> evaluate -> generate -> models, layout; cli -> train -> objective -> layout.
+# cli -> study -> evaluate -> generate -> models, layout; cli -> train -> objective -> batch.
 NEVER = {
     "arra.config": ("arra.train", "arra.generate", "arra.evaluate", "arra.study", "arra.data"),
+    "arra.config_json": (
+        *("arra.train", "arra.generate", "arra.evaluate", "arra.study", "arra.data"),
+    ),
     "arra.recipes": ("arra.train", "arra.generate", "arra.evaluate", "arra.study", "arra.data"),
     "arra.models": (
         *("arra.objective", "arra.train", "arra.generate", "arra.evaluate", "arra.study"),
         *("arra.data", "arra.encoders", "arra.recipes"),
     ),
     "arra.encoders": (
-        *("arra.layout", "arra.objective", "arra.models", "arra.train", "arra.generate"),
-        *("arra.evaluate", "arra.study", "arra.recipes", "arra.image_tokenizers"),
+        *("arra.batch", "arra.layout", "arra.objective", "arra.models", "arra.train"),
+        *("arra.generate", "arra.evaluate", "arra.study", "arra.recipes"),
+        "arra.image_tokenizers",
     ),
     "arra.image_tokenizers": (
-        *("arra.layout", "arra.objective", "arra.models", "arra.train", "arra.generate"),
-        *("arra.study", "arra.recipes"),
+        *("arra.batch", "arra.layout", "arra.objective", "arra.models", "arra.train"),
+        *("arra.generate", "arra.study", "arra.recipes"),
     ),
     "arra.data": (
         *("arra.objective", "arra.models", "arra.train", "arra.generate", "arra.evaluate"),

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from arra.batch import Sample
 from arra.config import ModelConfig
 from arra.data.loader import MicroBatch
-from arra.layout import Image, Sample, Text
+from arra.layout import Image, Text
 from arra.models.base import Backbone
 from arra.models.loading import load_for_training
 from arra.objective import Feature, Objective, Target, Terms

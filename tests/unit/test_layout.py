@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from arra.layout import IGNORE, Image, Layout, Text
+from arra.batch import IGNORE
+from arra.layout import Image, Layout, Text
 
 CODES = tuple(range(100, 116))
 LAYOUTS = {

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arra.layout import Batch, Image, Layout, Text
+from arra.batch import Batch
+from arra.layout import Image, Layout, Text
 from arra.objective import Feature, Objective, Projector, Target, chunked_cross_entropy
 
 D, E_DIM, V = 12, 6, 40

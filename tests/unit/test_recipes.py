@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from arra.cli import main
-from arra.config import SIZES, ModelConfig, TrainConfig, from_json, to_json
+from arra.config import SIZES, ModelConfig, TrainConfig
+from arra.config_json import from_json, to_json
 from arra.recipes import RECIPES, START_FROM_A_MODEL
 
 

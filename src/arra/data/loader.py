@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arra.batch import Batch
 from arra.data.ahead import Ahead
 from arra.data.sequences import Sequences
 from arra.data.split import Captions, Split
 from arra.data.targets import TargetValues, stored_targets
 from arra.data.views import grids_among
-from arra.layout import Batch
 from arra.models.base import Backbone, Grid
 from arra.objective import Feature
 from arra.text_features import TextFeatures

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arra.layout import IGNORE, Batch, Layout, Positions
+from arra.batch import IGNORE, Batch, Positions
+from arra.layout import Layout
 
 Grid = tuple[int, int]
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from arra.batch import Batch, Sample
 from arra.data.one_image import OneImage
 from arra.data.split import Split
-from arra.layout import Batch, Image, Sample, Text
+from arra.layout import Image, Text
 from arra.models.base import Backbone, Grid
 
 PLACEHOLDER = "<image>"

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from arra.config import TrainConfig, from_json
+from arra.config import TrainConfig
+from arra.config_json import from_json
 from arra.doctor.findings import Audit, Check, Finding, Level, counted, first
 from arra.doctor.settings import RunConfig
 from arra.files import place, read_json

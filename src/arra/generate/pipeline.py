@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from arra.config import from_json
+from arra.config_json import from_json
 from arra.data.images import to_pil
 from arra.files import read_json
 from arra.generate.captions import EncodedPrompts, PromptFeatures, encoded_prompts

@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from arra.config import TrainConfig, differences, from_json, to_json
+from arra.config import TrainConfig
+from arra.config_json import differences, from_json, to_json
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import place, read_json, sha256_of, write_json
 from arra.models.adapted import OWN_BASE

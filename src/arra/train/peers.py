@@ -12,7 +12,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from arra.config import TrainConfig, to_json
+from arra.config import TrainConfig
+from arra.config_json import to_json
 from arra.files import sha256_of
 from arra.train.claim import manifest_hash
 from arra.train.world import World

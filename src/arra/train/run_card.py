@@ -22,7 +22,8 @@ import transformers
 from torch import Tensor
 
 import arra
-from arra.config import RESUMABLE, TrainConfig, to_json
+from arra.config import TrainConfig
+from arra.config_json import RESUMABLE, to_json
 from arra.files import read_json, write_json
 from arra.train.world import World
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arra.batch import LOOKING_AHEAD
 from arra.config import TrainConfig
 from arra.data.loader import Loader, MicroBatch
 from arra.data.manifest import Manifest, read_manifest
@@ -18,7 +19,6 @@ from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16
 from arra.files import read_json
 from arra.image_tokenizers import load_image_tokenizer
-from arra.layout import LOOKING_AHEAD
 from arra.models.adapted import Adapter, BaseRecord
 from arra.models.base import Backbone
 from arra.models.loading import (

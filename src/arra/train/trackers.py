@@ -21,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from arra.config import TrainConfig, to_json
+from arra.config import TrainConfig
+from arra.config_json import to_json
 from arra.files import read_json, write_json
 
 FILE = "trackers.json"

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from arra.batch import Batch
 from arra.config import ModelConfig
 from arra.data.ahead import Ahead
 from arra.data.loader import Loader
@@ -15,7 +16,7 @@ from arra.data.manifest import FeatureInfo, Manifest, SplitInfo, TokenizerInfo
 from arra.data.one_image import OneImage
 from arra.data.sequences import Sequences
 from arra.data.shards import Dataset
-from arra.layout import Batch, Image, Layout, Text
+from arra.layout import Image, Layout, Text
 from arra.models.base import Backbone
 from arra.models.loading import load_for_training
 

@@ -15,7 +15,8 @@ from PIL import Image
 from small_runs import small_config, small_dataset
 
 from arra import cli
-from arra.config import CheckpointConfig, LogConfig, TrainConfig, to_json
+from arra.config import CheckpointConfig, LogConfig, TrainConfig
+from arra.config_json import to_json
 from arra.doctor.run import Evidence, examine, is_run, read_run, resume_command
 from arra.doctor.run_page import write_report
 from arra.doctor.settings import RunConfig

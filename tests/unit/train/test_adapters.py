@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from arra.batch import Batch
 from arra.config import CheckpointConfig, LoraConfig, OptimConfig
-from arra.layout import Batch, Image, Text
+from arra.layout import Image, Text
 from arra.models import adapted
 from arra.models.adapted import BaseRecord, load_merged, put_on
 from arra.models.causal_lm import CausalLM, grow

@@ -274,7 +274,7 @@ def test_clock() -> None:
 
 
 def test_options_are_read_back() -> None:
-    from arra.config import from_json, to_json
+    from arra.config_json import from_json, to_json
 
     config = TrainConfig("data", "out", log=LogConfig(trackers=("wandb",), probe_every=5))
     assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
