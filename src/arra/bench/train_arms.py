@@ -95,7 +95,7 @@ def run_of(config: TrainConfig, size: Size) -> Run:
     dataset = made_up_images(size)
     world = World(torch.device(config.device))
     if size.chameleon:
-        backbone = _chameleon_shaped(world.device)
+        backbone = chameleon_shaped(world.device)
         backbone.set_attention(config.model.attention)
         backbone, adapter = put_on(backbone, peft_config(backbone, config.lora), config.seed)
         return assemble(config, Path("."), world, backbone, dataset, None, "", adapter)
@@ -111,7 +111,7 @@ def run_of(config: TrainConfig, size: Size) -> Run:
     return assemble(config, Path("."), world, backbone, dataset, None, "")
 
 
-def _chameleon_shaped(device: torch.device) -> Backbone:
+def chameleon_shaped(device: torch.device) -> Backbone:
     """In bfloat16; the last 8,192 ids are codes, the two before them begin and end."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
