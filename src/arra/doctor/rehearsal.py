@@ -22,7 +22,8 @@ from arra.doctor.live import LiveBytes
 from arra.doctor.made_up import USUAL_GRID, Material, Repeated, tensors_of, with_tensors
 from arra.doctor.memoryless import faker, without_memory
 from arra.doctor.stand_ins import EightBitAdamW, quantise_blocks
-from arra.generate.engine import PROMPT_STEP
+from arra.generate.engine import COLUMN_STEP
+from arra.generate.lane import PREFILL_ROWS, PROMPT_STEP
 from arra.generate.settings import DEFAULT_SLOTS
 from arra.models.adapted import Adapter, put_on
 from arra.models.base import Backbone, Grid
@@ -282,28 +283,30 @@ class _Marks:
 
 @torch.no_grad()
 def _painting(run: Run, live: LiveBytes, sample: Dataset) -> Painting:
-    """One forward pass over prompts and one step behind it, as `generate/engine.py` does them,
+    """One forward pass over prompts and one step behind it, as `generate/lane.py` does them,
     beside the weights alone."""
     backbone = run.backbone
     grid = _grid(sample)
     guided = float(backbone.sampling["cfg"]) != 1
-    rows = DEFAULT_SLOTS * (2 if guided else 1)
+    rows = DEFAULT_SLOTS
     prompt = len(backbone.condition(sample.texts[0], grid)) + backbone.text_slots
-    width = (prompt // PROMPT_STEP + 1) * PROMPT_STEP
-    columns = width + backbone.layout.image_length(*grid)
+    width = -(-prompt // PROMPT_STEP) * PROMPT_STEP
+    columns = -(-(prompt + backbone.layout.image_length(*grid)) // COLUMN_STEP) * COLUMN_STEP
     backbone.model.eval()
     before = live.live
-    cache = backbone.new_cache(columns)
-    mask_BC = torch.ones(rows, columns, dtype=torch.bool)
-    ids_BT = torch.zeros(rows, width, dtype=torch.long)
+    cache = backbone.new_cache(rows, columns)
+    begun = min(rows, PREFILL_ROWS)
+    ids_BT = torch.zeros(begun, width, dtype=torch.long)
     live.restart()
-    backbone.head(backbone.step(ids_BT, ids_BT, mask_BC, cache)[:, -1])
+    backbone.prefill(ids_BT, cache, torch.arange(begun))
     kept = live.live - before
+    ids_R1 = torch.zeros(rows, 1, dtype=torch.long)
     with backbone.decoding():
-        backbone.head(backbone.step(ids_BT[:, :1], ids_BT[:, :1], mask_BC, cache)[:, -1])
+        backbone.head(backbone.step(ids_R1, ids_R1, cache)[:, -1])
     weights = sum(_bytes_of([*backbone.model.parameters(), *backbone.model.buffers()]))
     del cache
-    return Painting(DEFAULT_SLOTS, rows, columns, kept, weights + live.peak - before)
+    images = rows // 2 if guided else rows
+    return Painting(images, rows, columns, kept, weights + live.peak - before)
 
 
 def _grid(sample: Dataset) -> Grid:

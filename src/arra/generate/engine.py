@@ -1,234 +1,191 @@
-"""The painting loop: fixed shapes, a static cache, guided and unguided rows in one batch.
+"""The painter: pictures join and leave while others are being painted (continuous batching).
 
-A picture is a function of the model, the prompt, the seed, the sampling settings and `slots`, to
-the last bit, whoever else is being painted. Matrix products differ in the last bit between shapes,
-so every shape is fixed: each forward has `slots` images (idle slots paint the empty prompt and are
-dropped), and the padded width of a prompt follows from its own length alone.
+Requests that fill about as many columns share a lane (`lane.py`). Which lane a request takes
+follows from its own length, so that no picture depends on its neighbours.
 
-Legend: N images of a batch (= slots), B rows (N guided, then N unguided if guidance is on), T new
-tokens, C cache columns, D model width, K codes, P cells of an image, n tokens of a caption, F width
-of its features, S slots of a caption.
+Legend: h and w codes per side.
 """
 
+import itertools
+import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from arra.generate.sampling import guide, sample, uniforms
-from arra.generate.settings import Sampling, check_slots
-from arra.layout import DecodePlan
+from arra.generate.lane import Lane
+from arra.generate.request import Event, Painted, Request, columns_of
+from arra.generate.settings import DEFAULT_SLOTS, check_slots
 from arra.models.base import Backbone
-from arra.text_features import TextFeatures
 
-PROMPT_STEP = 16
-"""Prompts are left-padded to a multiple of this, with at least one padding column: without any,
-attention would skip the mask, and one unpadded batch would differ in the last bit from the rest."""
+COLUMN_STEP = 64
+"""Lanes have a multiple of this many columns, so that there are few of them."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One picture to paint."""
-
-    prefix: tuple[int, ...]  # `Backbone.condition(prompt, grid)`
-    seed: int
-    text_nF: Tensor | None = None  # the prompt's features, for a model that takes them; None: empty
-
-
-@dataclass(frozen=True)
-class Painted:
-    """A finished batch: `codes_Nhw[i]` (int64, CPU) answers request number `indices[i]`."""
-
-    indices: list[int]
-    codes_Nhw: Tensor
-
-
-def paint(
-    backbone: Backbone,
-    requests: Sequence[Request],
-    grid: tuple[int, int],
-    sampling: Sampling,
-    slots: int,
-) -> Iterator[Painted]:
-    """Paints all requests, yielding batch after batch; requests of one width share batches.
+class Engine:
+    """Paints requests, as many at a time as there are slots.
 
     Args:
-        grid: (height, width) in codes.
-        slots: images per forward pass.
+        slots: rows of a forward pass. A picture takes two with guidance, one without.
+        compiled: compile the decode step.
 
-    Raises:
-        ValueError: the image does not fit the model's length, or the logits are not finite.
+    Attributes:
+        forwards: decode steps so far, each of all rows.
     """
-    check_slots(slots)
-    steps = _Steps.of(backbone, grid)
-    longest = max((len(request.prefix) for request in requests), default=0)
-    assert longest <= backbone.room(grid), "Backbone.condition cuts to the room"
-    groups: dict[int, list[int]] = {}
-    for index, request in enumerate(requests):
-        prefix = request.prefix
-        longest = max(len(prefix), len(backbone.without_prompt(prefix, grid)))
-        groups.setdefault(_width(longest), []).append(index)
-    for width, indices in sorted(groups.items()):
-        batch = _Batch(backbone, grid, steps, sampling, slots, width)
-        for start in range(0, len(indices), slots):
-            chosen = indices[start : start + slots]
-            with _evaluating(backbone):
-                codes_NP = batch.paint([requests[i] for i in chosen])
-            yield Painted(chosen, codes_NP[: len(chosen)].view(-1, *grid))
-
-
-def _width(length: int) -> int:
-    return (length // PROMPT_STEP + 1) * PROMPT_STEP
-
-
-@contextmanager
-def _evaluating(backbone: Backbone) -> Iterator[None]:
-    """Without dropout, and as it was afterwards: the training loop paints samples too."""
-    was_training = backbone.model.training
-    backbone.model.eval()
-    try:
-        yield
-    finally:
-        backbone.model.train(was_training)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """A decode plan folded into forwards: one for prompt and opening tokens together, then one per
-    token. What follows the last code is not fed at all."""
-
-    opening: list[int]  # forced tokens before the first code
-    following: list[list[int]]  # forced tokens after each code, up to the next one; P entries
-
-    @staticmethod
-    def of(backbone: Backbone, grid: tuple[int, int]) -> "_Steps":
-        plan: DecodePlan = backbone.layout.plan(*grid)
-        runs: list[list[int]] = [[]]
-        for step, (forced, cell) in enumerate(
-            zip(plan.forced_S.tolist(), plan.cell_S.tolist(), strict=True)
-        ):
-            if cell < 0:
-                runs[-1].append(forced)
-            else:
-                assert cell == len(runs) - 1, f"step {step}: codes come in raster order"
-                runs.append([])
-        return _Steps(runs[0], runs[1:])
-
-    def columns(self, width: int) -> int:
-        """Cache columns that painting behind a prompt of `width` fills."""
-        return width + len(self.opening) + sum(1 + len(run) for run in self.following[:-1])
-
-
-class _Batch:
-    """Paints `slots` images at a time behind prompts of one width, in one cache."""
 
     def __init__(
-        self,
-        backbone: Backbone,
-        grid: tuple[int, int],
-        steps: _Steps,
-        sampling: Sampling,
-        slots: int,
-        width: int,
+        self, backbone: Backbone, slots: int = DEFAULT_SLOTS, *, compiled: bool = False
     ) -> None:
-        self.backbone, self.grid, self.steps, self.sampling = backbone, grid, steps, sampling
-        self.slots, self.width = slots, width
-        self.guided = sampling.cfg != 1
-        self.cache: Any = None
-        self.code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
+        check_slots(slots)
+        self.backbone, self.slots, self.compiled = backbone, slots, compiled
+        self._lanes: dict[int, Lane] = {}
+        self._waiting: dict[int, deque[tuple[int, Request]]] = {}  # by lane, in order
+        self._tickets = itertools.count()
+        self._forwards_of_closed = 0
 
-    @torch.inference_mode()
-    def paint(self, requests: Sequence[Request]) -> Tensor:
-        """Codes (N, P), idle slots included."""
-        empty = Request(tuple(self.backbone.null_condition(self.grid)), seed=0)
-        painted = [*requests, *([empty] * (self.slots - len(requests)))]
-        rows = [request.prefix for request in painted]
-        if self.guided:
-            rows += [tuple(self.backbone.without_prompt(row, self.grid)) for row in rows]
-        cells = len(self.steps.following)
-        uniform_NP = uniforms([request.seed for request in painted], cells)
-        uniform_NP = uniform_NP.to(self.backbone.device)
-        mask_BC, position_B, hidden_BD = self._prefill(rows, self._text(painted))
-        column = self.width + len(self.steps.opening)
-        finite_N = torch.ones(self.slots, dtype=torch.bool, device=self.backbone.device)
-        drawn: list[Tensor] = []
-        with self.backbone.decoding():
-            for cell, run in enumerate(self.steps.following):
-                logits_NK = self._logits(hidden_BD)
-                finite_N &= logits_NK.amax(-1).isfinite()
-                drawn.append(sample(logits_NK, uniform_NP[:, cell], self.sampling))
-                if cell == cells - 1:
-                    break
-                for ids_B in self._next_ids(drawn[-1], run):
-                    mask_BC[:, column] = True
-                    ids_B1, position_B1 = ids_B[:, None], position_B[:, None]
-                    hidden_BTD = self.backbone.step(ids_B1, position_B1, mask_BC, self.cache)
-                    column, position_B = column + 1, position_B + 1
-                hidden_BD = hidden_BTD[:, -1]
-        if not finite_N[: len(requests)].all():
+    # ---- asking ---------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> int:
+        """Takes a request; returns its ticket, which its events carry.
+
+        Raises:
+            ValueError: it needs more rows than there are slots, or a longer sequence than the model
+                takes.
+        """
+        if request.rows > self.slots:
             raise ValueError(
-                "the model's logits are not finite: its weights are damaged or its training "
-                "diverged; use an earlier checkpoint"
+                f"a picture with guidance takes two rows of a forward pass, but --slots is "
+                f"{self.slots}: use at least 2"
             )
-        return torch.stack(drawn, 1).cpu()
+        room = self.backbone.room(request.grid)
+        if len(request.prefix) > room:
+            raise ValueError(
+                f"the prompt has {len(request.prefix)} tokens, but beside the image the model "
+                f"takes {room}: shorten it"
+            )
+        ticket = next(self._tickets)
+        self._waiting.setdefault(self._columns(request), deque()).append((ticket, request))
+        return ticket
 
-    def _text(self, painted: Sequence[Request]) -> TextFeatures | None:
-        """The prompts' features for all rows; an unguided row is dropped, and keeps its mask."""
-        slots, width = self.backbone.text_slots, self.backbone.text_width
-        if not slots:
-            return None
-        captions = [request.text_nF for request in painted]
-        dropped = [False] * len(captions)
-        if self.guided:
-            captions, dropped = captions * 2, dropped + [True] * len(captions)
-        return TextFeatures.of(captions, dropped, slots, width).to(self.backbone.device)
+    def cancel(self, ticket: int) -> bool:
+        """Drops a request, whose rows are free at once; False: it is finished, or never was."""
+        for queue in self._waiting.values():
+            for entry in queue:
+                if entry[0] == ticket:
+                    queue.remove(entry)
+                    return True
+        return any(lane.release(ticket) is not None for lane in self._lanes.values())
 
-    def _prefill(
-        self, rows: Sequence[tuple[int, ...]], text: TextFeatures | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts and opening tokens in one forward: mask (B, C), next position (B,), hidden."""
-        opening, device = list(self.steps.opening), self.backbone.device
-        length = self.width + len(opening)
-        pads = [self.width - len(row) for row in rows]
-        ids = [
-            [self.backbone.layout.pad] * pad + [*row, *opening]
-            for pad, row in zip(pads, rows, strict=True)
-        ]
-        ids_BT = torch.tensor(ids, device=device)
-        pad_B = torch.tensor(pads, device=device)
-        columns_T = torch.arange(length, device=device)
-        mask_BC = torch.zeros(
-            len(rows), self.steps.columns(self.width), dtype=torch.bool, device=device
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or is being painted."""
+        return any(self._waiting.values()) or any(lane.busy for lane in self._lanes.values())
+
+    @property
+    def forwards(self) -> int:
+        return self._forwards_of_closed + sum(lane.forwards for lane in self._lanes.values())
+
+    # ---- painting -------------------------------------------------------------------------------
+
+    def paint(self, requests: Sequence[Request]) -> list[Tensor]:
+        """The codes (h, w) of each request, in their order."""
+        number_of = {self.submit(request): number for number, request in enumerate(requests)}
+        codes: list[Tensor] = [torch.empty(0)] * len(requests)
+        for events in self.events():
+            for event in events:
+                if isinstance(event, Painted) and event.ticket in number_of:
+                    codes[number_of[event.ticket]] = event.codes_hw
+        return codes
+
+    def events(self) -> Iterator[list[Event]]:
+        """Paints until nothing is left, telling what happened in each step in which something did.
+
+        Requests may be submitted and cancelled between two of them. A picture that memory ran out
+        for begins again, and its rows are told again.
+
+        Raises:
+            ValueError: the logits are not finite, or memory does not suffice for one picture.
+        """
+        while self.busy:
+            with self._ready():
+                told: list[Event] = []
+                while not told and self.busy:
+                    told = self._step()
+            yield told
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Without dropout, and as it was afterwards: the training loop paints samples too."""
+        was_training = self.backbone.model.training
+        self.backbone.model.eval()
+        try:
+            with self.backbone.decoding(), torch.inference_mode():
+                yield
+        finally:
+            self.backbone.model.train(was_training)
+
+    def _step(self) -> list[Event]:
+        """One token in each lane."""
+        told: list[Event] = []
+        for columns in sorted({*self._waiting, *self._lanes}):
+            try:
+                told += self._step_of(columns)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self._shrink(error)
+                break
+        return told
+
+    def _step_of(self, columns: int) -> list[Event]:
+        waiting = self._waiting.setdefault(columns, deque())
+        lane = self._lanes.get(columns)
+        if lane is None:
+            if not waiting:
+                return []
+            lane = Lane(self.backbone, self.slots, columns, compiled=self.compiled)
+            self._lanes[columns] = lane
+        lane.admit(_first(waiting, lane.free))
+        return lane.advance() if lane.busy else []
+
+    def _columns(self, request: Request) -> int:
+        _, needed = columns_of(self.backbone, request)
+        return -(-needed // COLUMN_STEP) * COLUMN_STEP
+
+    def _shrink(self, error: Exception) -> None:
+        """Half the slots, and all pictures begin again."""
+        if self.slots <= 2:
+            raise ValueError(
+                f"memory does not suffice to paint one picture ({str(error).splitlines()[0]}): use "
+                f"a smaller --grid, smaller weights or another --device"
+            ) from error
+        self.slots = max(2, self.slots // 2)
+        warnings.warn(
+            f"memory ran out: painting goes on with --slots {self.slots}, in which pictures differ "
+            f"in rounding from those of more slots",
+            stacklevel=2,
         )
-        mask_BC[:, :length] = columns_T >= pad_B[:, None]
-        if text is not None:  # a caption's own padding stays masked in all later steps
-            slot_BS = pad_B[:, None] + torch.arange(text.mask_BN.shape[1], device=device)
-            mask_BC.scatter_(1, slot_BS, text.mask_BN)
-        positions_BT = (columns_T - pad_B[:, None]).clamp(min=0)
-        if self.cache is None:
-            self.cache = self.backbone.new_cache(mask_BC.shape[1])
-        else:
-            self.cache.reset()
-        hidden_BTD = self.backbone.step(ids_BT, positions_BT, mask_BC, self.cache, text)
-        return mask_BC, length - pad_B, hidden_BTD[:, -1]
+        for columns, lane in self._lanes.items():
+            begun = [(ticket, lane.release(ticket)) for ticket in lane.tickets]
+            queue = self._waiting.setdefault(columns, deque())
+            queue.extendleft((t, r) for t, r in reversed(begun) if r is not None)
+            self._forwards_of_closed += lane.forwards
+        self._lanes.clear()
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    def _logits(self, hidden_BD: Tensor) -> Tensor:
-        """Logits of the legal codes with guidance, (N, K)."""
-        logits_BK = self.backbone.head(hidden_BD)[:, self.code_ids_K]
-        if logits_BK.dtype in (torch.bfloat16, torch.float16):
-            # Guidance takes a difference, which 8 bits of each side would not survive.
-            logits_BK = logits_BK.float()
-        if not self.guided:
-            return logits_BK
-        guided_NK, unguided_NK = logits_BK.chunk(2)
-        return guide(guided_NK, unguided_NK, self.sampling.cfg)
 
-    def _next_ids(self, codes_N: Tensor, run: list[int]) -> list[Tensor]:
-        """The drawn codes as token ids, then what follows them by rule, each for all rows (B,)."""
-        code_B = self.code_ids_K[codes_N]
-        if self.guided:
-            code_B = torch.cat([code_B, code_B])
-        return [code_B, *(torch.full_like(code_B, token) for token in run)]
+def _first(waiting: deque[tuple[int, Request]], rows: int) -> list[tuple[int, Request]]:
+    """Takes out the first that fit into so many rows; none overtakes."""
+    taken = []
+    while waiting and waiting[0][1].rows <= rows:
+        rows -= waiting[0][1].rows
+        taken.append(waiting.popleft())
+    return taken
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch has a class of its own for this on GPUs, and words alone on CPUs."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

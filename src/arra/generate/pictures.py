@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from arra.data.images import grid, to_pil
+from arra.data.images import grid
 from arra.data.progress import Meter
 from arra.device import pick_device
 from arra.files import atomic_write, read_json, write_json
@@ -61,8 +61,9 @@ def generate(config: GenerateConfig) -> Path:
         dtype=config.dtype,
     )
     sampling = pipe.sampling.with_changes(
-        config.cfg, config.temperature, config.top_k, config.top_p
+        config.cfg, config.temperature, config.top_k, config.top_p, config.cfg_interval
     )
+    pipe.compiled = config.compile
     out = Path(config.out)
     _claim(out, _settings(config, pipe, sampling, prompts))
     digits = max(len(str(config.num - 1)), 1)
@@ -88,14 +89,12 @@ def _paint(
     meter: Meter,
 ) -> None:
     prompts, seeds = [p.prompt for p in pictures], [p.seed for p in pictures]
-    batches = pipe.paint(prompts, seeds, sampling, slots)
-    pipe.release_text_encoder()  # all prompts are encoded by now
-    for batch in batches:
-        images = to_pil(pipe.decode(batch.codes_Nhw, slots))
-        for index, image in zip(batch.indices, images, strict=True):
-            with atomic_write(out / pictures[index].file) as temporary:
-                image.save(temporary, format="PNG")
-        meter.add(len(images))
+    requests = pipe.requests(prompts, seeds, sampling)
+    pipe.release_text_encoder()
+    for index, image in pipe.pictures(requests, slots):
+        with atomic_write(out / pictures[index].file) as temporary:
+            image.save(temporary, format="PNG")
+        meter.add(1)
 
 
 def _finish(out: Path, pictures: list[_Picture], sampling: Sampling, num: int) -> None:
@@ -132,6 +131,7 @@ def _settings(
         "seed": config.seed,
         **asdict(sampling),
         "slots": config.slots,
+        "compile": config.compile,
         "prompts": prompts,
         "ran_on": {
             "device": str(pipe.backbone.device),

@@ -16,7 +16,9 @@ from arra.config_json import from_json
 from arra.data.images import to_pil
 from arra.files import read_json
 from arra.generate.captions import EncodedPrompts, PromptFeatures, encoded_prompts
-from arra.generate.engine import Painted, Request, paint
+from arra.generate.engine import Engine
+from arra.generate.pixels import decoded, to_pixels
+from arra.generate.request import Event, Painted, Request
 from arra.generate.settings import DEFAULT_SLOTS, Sampling, check_slots
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.interface import ImageTokenizer
@@ -36,7 +38,8 @@ class Pipeline:
         image_tokenizer: the one whose codes it was trained on.
         grid: (height, width) of its images in codes.
         sampling: used where a call does not say otherwise; by default the family's own.
-        slots: images per forward pass, likewise.
+        slots: rows per forward pass, likewise; a picture takes two with guidance, one without.
+        compiled: compile the decode step; the first picture then takes about a minute longer.
         prompt_features: the prompts of a model that is prompted by features; `EncodedPrompts`, or
             a look-up where they are known.
     """
@@ -49,6 +52,8 @@ class Pipeline:
         sampling: Sampling | None = None,
         slots: int = DEFAULT_SLOTS,
         prompt_features: PromptFeatures | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         known = len(backbone.layout.code_ids)
         if image_tokenizer.codebook_size != known:
@@ -62,7 +67,8 @@ class Pipeline:
         if sampling is None:
             sampling = Sampling(**backbone.sampling)  # type: ignore[arg-type]
         self.sampling = sampling
-        self.prompt_features = prompt_features
+        self.prompt_features, self.compiled = prompt_features, compiled
+        self._engine: Engine | None = None
 
     @classmethod
     def from_pretrained(
@@ -139,15 +145,12 @@ class Pipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        cfg_interval: tuple[float, float] | None = None,
         slots: int | None = None,
     ) -> list[Image]:
         """One RGB picture per prompt, in the order of the prompts; see `codes`."""
-        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p)
-        pictures: dict[int, Image] = {}
-        for batch in self.paint(prompts, seeds, sampling, slots):
-            pictures.update(
-                zip(batch.indices, to_pil(self.decode(batch.codes_Nhw, slots)), strict=True)
-            )
+        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p, cfg_interval)
+        pictures = dict(self.pictures(self.requests(prompts, seeds, sampling), slots))
         return [pictures[index] for index in range(len(pictures))]
 
     def codes(
@@ -159,6 +162,7 @@ class Pipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        cfg_interval: tuple[float, float] | None = None,
         slots: int | None = None,
     ) -> Tensor:
         """The image codes of each prompt, (N, h, w) int64 on the CPU.
@@ -166,25 +170,74 @@ class Pipeline:
         Args:
             prompts: an empty one paints without a condition.
             seeds: one per prompt; by default the k-th repetition of a prompt has seed k, from 0.
-            cfg, temperature, top_k, top_p: see `Sampling`; default: the model's own.
-            slots: images per forward pass. A picture does not depend on which others are painted;
-                to the last bit it does depend on this number.
+            cfg, temperature, top_k, top_p, cfg_interval: see `Sampling`; default: the model's own.
+            slots: rows per forward pass. A picture does not depend on which others are painted; to
+                the last bit it does depend on this number.
         """
-        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p)
-        count = 1 if isinstance(prompts, str) else len(prompts)
-        codes_Nhw = torch.empty(count, *self.grid, dtype=torch.long)
-        for batch in self.paint(prompts, seeds, sampling, slots):
-            codes_Nhw[batch.indices] = batch.codes_Nhw
-        return codes_Nhw
+        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p, cfg_interval)
+        requests = self.requests(prompts, seeds, sampling)
+        return torch.stack(self.engine(slots).paint(requests))
 
-    def paint(
+    def pictures(
+        self, requests: Sequence[Request], slots: int | None = None
+    ) -> Iterator[tuple[int, Image]]:
+        """Pictures as they are finished, each with its request's number."""
+        finished = (
+            [(number, event.codes_hw) for number, event in events]
+            for events in self._events(requests, slots)
+        )
+        device = self.backbone.device
+        for pictures in decoded(finished, self._as_pictures, device):
+            yield from pictures
+
+    def _as_pictures(self, painted: list[tuple[int, Tensor]]) -> list[tuple[int, Image]]:
+        by_grid: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        for number, codes_hw in painted:
+            by_grid.setdefault(codes_hw.shape, []).append((number, codes_hw))
+        pictures: list[tuple[int, Image]] = []
+        for each in by_grid.values():
+            images = to_pil(self.decode(torch.stack([codes_hw for _, codes_hw in each])))
+            pictures += zip([number for number, _ in each], images, strict=True)
+        return pictures
+
+    def stream(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        cfg_interval: tuple[float, float] | None = None,
+        slots: int | None = None,
+    ) -> Iterator[tuple[int, Image, bool]]:
+        """Pictures row by row, as (prompt's number, picture, whether it is finished).
+
+        A part of a picture is what is painted so far, as high as that; its lowest pixels may change
+        a little with the next rows, as the image tokenizer decodes neighbouring codes together. A
+        finished picture equals that of a call.
+        """
+        sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p, cfg_interval)
+        requests = self.requests(prompts, seeds, sampling, streamed=True)
+        for events in self._events(requests, slots):
+            for number, event in events:
+                [image] = to_pil(self.decode(event.codes_hw[None]))
+                yield number, image, isinstance(event, Painted)
+
+    def requests(
         self,
         prompts: str | Sequence[str],
         seeds: Sequence[int] | None,
         sampling: Sampling,
-        slots: int | None = None,
-    ) -> Iterator[Painted]:
-        """The same as batches that come as they are finished, in an order of their own."""
+        *,
+        streamed: bool = False,
+    ) -> list[Request]:
+        """What the engine is asked for, one per prompt.
+
+        Raises:
+            ValueError: there are not as many seeds as prompts, or the model does not take a prompt.
+        """
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = _repetitions(listed) if seeds is None else seeds
         if len(seeds) != len(listed):
@@ -193,11 +246,33 @@ class Pipeline:
             prompt: tuple(self.backbone.condition(prompt, self.grid)) for prompt in set(listed)
         }
         text_of = self._text_of(listed)
-        requests = [
-            Request(prefix_of[prompt], seed, text_of.get(prompt))
+        return [
+            Request(
+                prefix_of[prompt], seed, self.grid, sampling, text_of.get(prompt), streamed=streamed
+            )
             for prompt, seed in zip(listed, seeds, strict=True)
         ]
-        return paint(self.backbone, requests, self.grid, sampling, self._rows(slots))
+
+    def engine(self, slots: int | None = None) -> Engine:
+        """The engine that paints: it is kept, with its memory, as long as nothing else is asked."""
+        slots = self.slots if slots is None else slots
+        kept = self._engine
+        if kept is None or (kept.slots, kept.backbone) != (slots, self.backbone) or kept.busy:
+            self._engine = kept = Engine(self.backbone, slots, compiled=self.compiled)
+        return kept
+
+    def _events(
+        self, requests: Sequence[Request], slots: int | None
+    ) -> Iterator[list[tuple[int, Event]]]:
+        """What happens to these requests, each event with its request's number."""
+        engine = self.engine(slots)
+        numbers = {engine.submit(request): number for number, request in enumerate(requests)}
+        try:
+            for events in engine.events():
+                yield [(numbers[event.ticket], event) for event in events]
+        finally:
+            for ticket in numbers:  # of a caller who asks for no more
+                engine.cancel(ticket)
 
     def release_text_encoder(self) -> None:
         """Frees the text encoder's memory, if one was opened; prompts it has seen stay known."""
@@ -216,21 +291,9 @@ class Pipeline:
             )
         return dict(zip(distinct, self.prompt_features(distinct), strict=True))
 
-    def decode(self, codes_Nhw: Tensor, slots: int | None = None) -> Tensor:
-        """Codes to pixels, uint8 NCHW on the CPU.
-
-        Always `slots` images at a time, so that no pixel depends on how many there are.
-        """
-        rows = self._rows(slots)
-        parts = []
-        for part_Nhw in codes_Nhw.split(rows):
-            full_Nhw = torch.zeros(rows, *part_Nhw.shape[1:], dtype=part_Nhw.dtype)
-            full_Nhw[: len(part_Nhw)] = part_Nhw
-            parts.append(self.image_tokenizer.decode(full_Nhw)[: len(part_Nhw)].cpu())
-        return torch.cat(parts)
-
-    def _rows(self, slots: int | None) -> int:
-        return self.slots if slots is None else slots
+    def decode(self, codes_Nhw: Tensor) -> Tensor:
+        """Codes to pixels, uint8 NCHW on the CPU."""
+        return to_pixels(self.image_tokenizer, codes_Nhw)
 
 
 def _repetitions(prompts: Sequence[str]) -> list[int]:

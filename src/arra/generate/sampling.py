@@ -1,13 +1,14 @@
-"""From logits and one uniform number per image to a code: inverse CDF, no host sync.
+"""From logits and one uniform number per row to a code: inverse CDF, no host sync.
 
 A `multinomial` on the device would tie an image to its row, its batch and its device. Here all
 uniforms of an image are drawn before painting from a CPU generator of its own seed, and the code is
 where the cumulative probability passes the uniform: the same picture in any row of any batch.
 
-Legend: N images, P positions of an image (its cells), K codes.
+Legend: N images, R rows, P positions of an image (its cells), K codes.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,48 +26,75 @@ def uniforms(seeds: Sequence[int], positions: int) -> Tensor:
     return torch.stack(rows)
 
 
-def guide(guided_NK: Tensor, unguided_NK: Tensor, cfg: float) -> Tensor:
+def guide(guided_RK: Tensor, unguided_RK: Tensor, cfg: float | Tensor) -> Tensor:
     """Classifier-free guidance on logits: unguided + cfg * (guided - unguided), as LlamaGen."""
-    return unguided_NK + cfg * (guided_NK - unguided_NK)
+    return unguided_RK + cfg * (guided_RK - unguided_RK)
 
 
-def sample(logits_NK: Tensor, uniform_N: Tensor, sampling: Sampling) -> Tensor:
-    """Draws a code per row, (N,) int64, with temperature, then top-k, then top-p.
+@dataclass(frozen=True)
+class RowSampling:
+    """How each row draws: the fields of `Sampling` as tensors (R,).
+
+    `filtered` says whether any row may have a top-k or top-p: sorting the codes is left out where
+    none does, and changes no bit of a row that has neither.
+    """
+
+    temperature_R: Tensor
+    top_k_R: Tensor
+    top_p_R: Tensor
+    filtered: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Sampling], device: torch.device | str = "cpu") -> "RowSampling":
+        """Of one `Sampling` per row."""
+        return cls(
+            torch.tensor([row.temperature for row in rows], device=device),
+            torch.tensor([row.top_k for row in rows], device=device),
+            torch.tensor([row.top_p for row in rows], device=device, dtype=torch.float64),
+            any(filters(row) for row in rows),
+        )
+
+
+def filters(sampling: Sampling) -> bool:
+    """Whether it leaves codes out."""
+    return sampling.top_k > 0 or sampling.top_p < 1
+
+
+def sample(logits_RK: Tensor, uniform_R: Tensor, rows: RowSampling) -> Tensor:
+    """Draws a code per row, (R,) int64, with temperature, then top-k, then top-p.
 
     Args:
-        logits_NK: of the legal codes only, guidance already applied.
-        uniform_N: float64 in [0, 1).
+        logits_RK: of the legal codes only, guidance already applied.
+        uniform_R: float64 in [0, 1).
     """
-    if sampling.temperature == 0:
-        return logits_NK.argmax(-1)
-    weights_NK = code_probabilities(logits_NK, sampling)
-    cdf_NK = weights_NK.double().cumsum(-1)
+    weights_RK = code_probabilities(logits_RK, rows)
+    cdf_RK = weights_RK.double().cumsum(-1)
     # Scaling the uniform by the total instead of the probabilities by its inverse: the last code
     # with any weight then always ends above the threshold, and one without weight is never drawn.
-    threshold_N1 = (uniform_N * cdf_NK[:, -1]).unsqueeze(1)
-    drawn_N = torch.searchsorted(cdf_NK, threshold_N1, right=True).squeeze(1)
-    return drawn_N.clamp(max=cdf_NK.shape[1] - 1)  # past the end only where logits are NaN
+    threshold_R1 = (uniform_R * cdf_RK[:, -1]).unsqueeze(1)
+    drawn_R = torch.searchsorted(cdf_RK, threshold_R1, right=True).squeeze(1)
+    drawn_R = drawn_R.clamp(max=cdf_RK.shape[1] - 1)  # past the end only where logits are NaN
+    return torch.where(rows.temperature_R == 0, logits_RK.argmax(-1), drawn_R)
 
 
-def code_probabilities(logits_NK: Tensor, sampling: Sampling) -> Tensor:
+def code_probabilities(logits_RK: Tensor, rows: RowSampling) -> Tensor:
     """Probabilities after temperature, top-k and top-p, not yet renormalised over what is left.
 
-    float32, or float64 where the logits are. Among equal logits the smaller code is kept first.
+    float32, or float64 where the logits are. Among equal logits the smaller code is kept first. At
+    temperature 0 they are those of temperature 1, and `sample` does not ask for them.
     """
-    wide_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
-    if sampling.temperature != 1:
-        wide_NK = wide_NK / sampling.temperature
-    probability_NK = wide_NK.softmax(-1)
-    codes = probability_NK.shape[-1]
-    by_k, by_p = 0 < sampling.top_k < codes, sampling.top_p < 1
-    if not (by_k or by_p):
-        return probability_NK
-    falling_NK, order_NK = probability_NK.sort(dim=-1, descending=True, stable=True)
-    if by_k:
-        falling_NK[:, sampling.top_k :] = 0
-    if by_p:
-        # Kept: codes before which less than top_p has been collected, of what top-k left.
-        collected_NK = falling_NK.double().cumsum(-1)
-        before_NK = collected_NK - falling_NK
-        falling_NK[before_NK >= sampling.top_p * collected_NK[:, -1:]] = 0
-    return torch.zeros_like(probability_NK).scatter_(-1, order_NK, falling_NK)
+    wide_RK = logits_RK if logits_RK.dtype == torch.float64 else logits_RK.float()
+    temperature_R = torch.where(rows.temperature_R == 0, 1.0, rows.temperature_R)
+    probability_RK = (wide_RK / temperature_R[:, None].to(wide_RK.dtype)).softmax(-1)
+    if not rows.filtered:
+        return probability_RK
+    codes = probability_RK.shape[-1]
+    falling_RK, order_RK = probability_RK.sort(dim=-1, descending=True, stable=True)
+    kept_R1 = torch.where(rows.top_k_R == 0, codes, rows.top_k_R)[:, None]
+    falling_RK = falling_RK.where(torch.arange(codes, device=order_RK.device) < kept_R1, 0)
+    # Kept by top-p: codes before which less than top_p has been collected, of what top-k left.
+    collected_RK = falling_RK.double().cumsum(-1)
+    before_RK = collected_RK - falling_RK
+    enough_RK = before_RK >= rows.top_p_R[:, None] * collected_RK[:, -1:]
+    falling_RK = falling_RK.masked_fill(enough_RK & (rows.top_p_R < 1)[:, None], 0)
+    return torch.zeros_like(probability_RK).scatter_(-1, order_RK, falling_RK)

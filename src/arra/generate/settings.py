@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-DEFAULT_SLOTS = 16
-"""Images per forward pass. Enough to hide Python's overhead of a small model, few enough that four
+DEFAULT_SLOTS = 32
+"""Rows per forward pass. Enough to hide Python's overhead of a small model, few enough that four
 pictures do not wait for many idle rows; evaluation and the demo ask for more."""
 
 
@@ -20,12 +20,15 @@ class Sampling:
         temperature: logits are divided by it; 0 = always the likeliest code.
         top_k: only the k likeliest codes may be drawn; 0 = all.
         top_p: only the fewest codes that together reach this probability may be drawn; 1 = all.
+        cfg_interval: guidance is on while the share of codes painted is in [first, second); the
+            rest of the picture is painted without.
     """
 
     cfg: float = 3.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         _require(0 <= self.cfg < math.inf, "--cfg must be at least 0 (1 = no guidance)", self.cfg)
@@ -40,6 +43,12 @@ class Sampling:
             self.top_k,
         )
         _require(0 < self.top_p <= 1, "--top-p must be in (0, 1] (1 = all codes)", self.top_p)
+        first, last = self.cfg_interval
+        _require(
+            0 <= first <= last <= 1,
+            "--cfg-interval must be two shares of the picture in rising order, 0 to 1",
+            f"{first} {last}",
+        )
 
     def with_changes(
         self,
@@ -47,6 +56,7 @@ class Sampling:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        cfg_interval: tuple[float, float] | None = None,
     ) -> "Sampling":
         """The same settings but for those given."""
         return Sampling(
@@ -54,6 +64,7 @@ class Sampling:
             self.temperature if temperature is None else temperature,
             self.top_k if top_k is None else top_k,
             self.top_p if top_p is None else top_p,
+            self.cfg_interval if cfg_interval is None else cfg_interval,
         )
 
 
@@ -84,9 +95,15 @@ class GenerateConfig:
     top_p: float | None = None
     """Draw from the fewest codes with this probability, in (0, 1], 1 = all. Default: the model's
     own."""
+    cfg_interval: tuple[float, float] | None = None
+    """Guidance only from this share of the picture to that, 0 to 1. Default: the model's own."""
     slots: int = DEFAULT_SLOTS
-    """Images per forward pass: more is faster for many images and needs more memory. A picture is
-    the same to the last bit only at the same number; with several CPU threads, a multiple of 4."""
+    """Rows per forward pass; a picture takes two with guidance, one without. More is faster for
+    many pictures and needs more memory. A picture is the same to the last bit only at the same
+    number; with several CPU threads, a multiple of 4."""
+    compile: bool = False
+    """Compile the decode step: faster pictures after a first one that takes a minute longer. Its
+    rounding is its own."""
     image_tokenizer: str | None = None
     """Folder, file or hub id; default: the one that the model was trained with."""
     text_encoder: str | None = None
@@ -104,7 +121,9 @@ class GenerateConfig:
     """CPU threads; 0 = torch's default."""
 
     def __post_init__(self) -> None:
-        Sampling().with_changes(self.cfg, self.temperature, self.top_k, self.top_p)
+        Sampling().with_changes(
+            self.cfg, self.temperature, self.top_k, self.top_p, self.cfg_interval
+        )
         _require(self.num >= 1, "--num must be at least 1", self.num)
         if self.grid is not None:
             _require(min(self.grid) >= 1, "--grid must be two numbers of at least 1", self.grid)

@@ -4,7 +4,7 @@ Ids: a family numbers everything that can stand in a sequence, and `head` gives 
 of the first V ids. Where a model has a table of its own for image codes (LlamaGen, Janus), the
 codes are ids 0..K-1 and V = K; text or classes follow.
 
-Legend: B sequences, T tokens, C columns of the key/value cache, D model width, V logits.
+Legend: B sequences, T tokens, D model width, V logits.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arra.config import ModelConfig
 from arra.foreign import Foreign
 from arra.layout import Layout
+from arra.models.row_cache import RowCache
 from arra.text_features import TextFeatures
 
 Grid = tuple[int, int]
@@ -275,26 +276,26 @@ class Backbone(ABC):
         """Whether the model keeps keys and values; one that does not is refused."""
         return True
 
-    @abstractmethod
-    def new_cache(self, length: int) -> Any:
-        """A static key/value cache for up to `length` tokens a row."""
+    def new_cache(self, rows: int, columns: int) -> RowCache:
+        """A key/value cache of fixed size: this many rows of up to so many tokens."""
+        return RowCache(self.num_layers, rows, columns)
 
     @abstractmethod
-    def step(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        mask_BC: Tensor,
-        cache: Any,
-        text: TextFeatures | None = None,
+    def prefill(
+        self, ids_BT: Tensor, cache: RowCache, rows_B: Tensor, text: TextFeatures | None = None
     ) -> Tensor:
-        """Appends T tokens a row to `cache`; returns their final hidden states (B, T, D).
+        """Begins rows of `cache`: their first T tokens; returns final hidden states (B, T, D).
 
         Args:
-            positions_BT: each token's position in its own row (left padding not counted).
-            mask_BC: bool, which columns of the whole cache hold real tokens, these T included.
-            text: with the first tokens of a row, where prompts are features.
+            ids_BT: padded on the right; what padding leaves in the cache is never seen.
+            rows_B: which rows; `cache.nobody` for those that nobody wants.
+            text: of the rows, where prompts are features.
         """
+
+    @abstractmethod
+    def step(self, ids_BT: Tensor, positions_BT: Tensor, cache: RowCache) -> Tensor:
+        """Goes on with all rows of `cache`: T tokens each, at positions of their own, which may be
+        behind, at or before what the row holds; returns final hidden states (B, T, D)."""
 
     def set_attention(self, name: str) -> None:
         """Chooses transformers' attention: "sdpa", "eager", or "auto" = as the model was opened.

@@ -3,7 +3,7 @@
 The model stays an ordinary checkpoint of its own architecture: image codes and separators become
 named tokens of its tokenizer and rows of its tables, nothing else is added.
 
-Legend: B sequences, T tokens, C cache columns, N positions, D model width, V vocabulary, K codes.
+Legend: B sequences, T tokens, C columns that are attended to, N positions, D model width, V vocabulary, K codes.
 """
 
 import inspect
@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arra.layout import Layout, Style
 from arra.models.base import Backbone
 from arra.models.folders import empty_causal_lm, open_causal_lm
+from arra.models.row_cache import RowCache, visible
 from arra.text_features import TextFeatures
 
 _SEPARATORS = {
@@ -26,6 +27,8 @@ _SEPARATORS = {
     "chameleon": ("<|image|>", "<|/image|>"),
     "lumina": ("<|image|>", "<|/image|>", "<|row|>"),
 }
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of layers, as transformers' `layer_types` call those that keep nothing but keys and values."""
 _MAX_SIDE = 128  # codes; how many size tokens the "lumina" style gets
 
 
@@ -128,26 +131,57 @@ class CausalLM(Backbone):
 
     @property
     def has_cache(self) -> bool:
-        return "past_key_values" in inspect.signature(self._decoder.forward).parameters
+        """Keys and values alone: a recurrent layer's state cannot be taken back row by row."""
+        kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
+        known = kinds <= {FULL, SLIDING}
+        return known and "past_key_values" in inspect.signature(self._decoder.forward).parameters
 
-    def new_cache(self, length: int) -> StaticCache:
-        return StaticCache(config=self.model.config, max_cache_len=length)
+    def prefill(
+        self, ids_BT: Tensor, cache: RowCache, rows_B: Tensor, text: TextFeatures | None = None
+    ) -> Tensor:
+        tokens = ids_BT.shape[1]
+        cache.begin(rows_B, tokens)
+        positions_BT = torch.arange(tokens, device=ids_BT.device).expand(len(rows_B), -1)
+        return self._decoded(ids_BT, positions_BT, tokens, cache)
 
-    def step(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        mask_BC: Tensor,
-        cache: StaticCache,
-        text: TextFeatures | None = None,
+    def step(self, ids_BT: Tensor, positions_BT: Tensor, cache: RowCache) -> Tensor:
+        cache.go_on(positions_BT)
+        return self._decoded(ids_BT, positions_BT, cache.columns, cache)
+
+    def _inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
+        """The decoder's arguments that stand for these ids."""
+        return {"input_ids": ids_BT}
+
+    def _decoded(
+        self, ids_BT: Tensor, positions_BT: Tensor, columns: int, cache: RowCache
     ) -> Tensor:
         return self._decoder(
-            input_ids=ids_BT,
-            attention_mask=mask_BC,
+            **self._inputs(ids_BT),
+            attention_mask=self._masks(positions_BT, columns),
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+    def _masks(self, positions_BT: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
+        """Which columns are seen, in the form that the attention in use wants, (B, 1, T, C); by
+        kind of layer, where a model has two."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ())
+        kinds = kinds or {FULL if window is None else SLIDING}
+        masks = {
+            kind: self._mask(visible(positions_BT, columns, window if kind == SLIDING else None))
+            for kind in kinds
+        }
+        return masks if len(masks) > 1 else masks.popitem()[1]
+
+    def _mask(self, seen_BTC: Tensor) -> Tensor:
+        seen_B1TC = seen_BTC[:, None]
+        if self.model.config._attn_implementation != "eager":
+            return seen_B1TC
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros_like(seen_B1TC, dtype=self.model.dtype).masked_fill(~seen_B1TC, lowest)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ n is id K + n, and an image is nothing but its codes: `<begin_of_image>` closes 
 against deepseek-ai/Janus 1daa72f (generation_inference.py, janus/models/) and transformers' own
 `JanusForConditionalGeneration.generate`.
 
-Legend: B sequences, T tokens, C cache columns, D model width, K codes.
+Legend: B sequences, T tokens, D model width, K codes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,6 @@ from transformers import (
     JanusForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StaticCache,
 )
 
 from arra.layout import Layout
@@ -97,8 +96,7 @@ class Janus(CausalLM):
         return torch.where((ids_BT < codes)[..., None], code_BTD, text_BTD)
 
     def last_hidden(self, ids_BT: Tensor, text: TextFeatures | None = None) -> Tensor:
-        inputs = self.embedded(ids_BT)
-        return self._decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return self._decoder(**self._inputs(ids_BT), use_cache=False).last_hidden_state
 
     def reference(self, ids_BT: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         output = self.model.model(
@@ -151,21 +149,8 @@ class Janus(CausalLM):
 
     # ---- painting -------------------------------------------------------------------------------
 
-    def step(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        mask_BC: Tensor,
-        cache: StaticCache,
-        text: TextFeatures | None = None,
-    ) -> Tensor:
-        return self._decoder(
-            inputs_embeds=self.embedded(ids_BT),
-            attention_mask=mask_BC,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+    def _inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
+        return {"inputs_embeds": self.embedded(ids_BT)}
 
 
 FAMILY = Janus

@@ -4,7 +4,7 @@ The id space: codes 0..K-1; then the classes with "no class" last, or the slots 
 image is nothing but its codes. Caption features come beside the ids (`TextFeatures`): the slots say
 where each of them stands, and a dropped caption keeps the mask of its row.
 
-Legend: B sequences, T tokens, C cache columns, D model width, K codes.
+Legend: B sequences, T tokens, D model width, K codes.
 """
 
 import difflib
@@ -24,8 +24,9 @@ from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import plain_where_faster
 from arra.models.folders import empty_as, open_as
 from arra.models.llamagen_convert import from_original, recognise
-from arra.models.llamagen_layers import Cache, LlamaGenConfig
+from arra.models.llamagen_layers import LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
+from arra.models.row_cache import RowCache
 from arra.text_features import TextFeatures
 
 CLASS_SAMPLING = {"cfg": 4.0, "temperature": 1.0, "top_k": 2000, "top_p": 1.0}
@@ -241,18 +242,19 @@ class LlamaGen(Backbone):
 
     # ---- painting -------------------------------------------------------------------------------
 
-    def new_cache(self, length: int) -> Cache:
-        return Cache(self.num_layers, length)
-
-    def step(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        mask_BC: Tensor,
-        cache: Cache,
-        text: TextFeatures | None = None,
+    def prefill(
+        self, ids_BT: Tensor, cache: RowCache, rows_B: Tensor, text: TextFeatures | None = None
     ) -> Tensor:
-        return self.model.hidden(ids_BT, positions_BT, text, cache=cache, mask_BC=mask_BC)
+        cache.begin(rows_B, ids_BT.shape[1])
+        padding_BT = self.model.padding(ids_BT, text)
+        if padding_BT is not None:
+            cache.hide(rows_B, padding_BT)
+        return self.model.hidden(ids_BT, text=text, cache=cache)
+
+    def step(self, ids_BT: Tensor, positions_BT: Tensor, cache: RowCache) -> Tensor:
+        cache.go_on(positions_BT)
+        seen_B1TC = cache.seen(positions_BT)[:, None]
+        return self.model.hidden(ids_BT, positions_BT, cache=cache, mask_B1TC=seen_B1TC)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

@@ -1,9 +1,9 @@
-"""What LlamaGen's transformer is built of: its configuration, blocks and key/value cache.
+"""What LlamaGen's transformer is built of: its configuration and its blocks.
 
 Architecture: arXiv 2406.06525, section 2.2; FoundationVision/LlamaGen ce98ec4,
 autoregressive/models/gpt.py. Modules have the original's names.
 
-Legend: B rows, T tokens, N caption slots, C cache columns, D model width, H heads, P pairs of a
+Legend: B rows, T tokens, N caption slots, D model width, H heads, P pairs of a
 head's width, F width of a caption's features.
 """
 
@@ -21,6 +21,7 @@ from arra.models.llamagen_cpu import (
     dropout_cpu,
     serves,
 )
+from arra.models.row_cache import RowCache
 from arra.text_features import TextFeatures
 
 
@@ -76,45 +77,6 @@ class LlamaGenConfig(PreTrainedConfig):
         if self.intermediate_size is not None:
             return self.intermediate_size
         return -(-(8 * self.hidden_size // 3) // 256) * 256
-
-
-class Cache:
-    """Keys and values of fixed size, and which of their columns hold the padding of captions."""
-
-    def __init__(self, layers: int, length: int) -> None:
-        self.length = length
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
-        self.filled: Tensor | None = None  # columns in use, on the device
-        self.padding_BC: Tensor | None = None
-
-    def reset(self) -> None:
-        """Forgets all columns; the memory is kept."""
-        if self.filled is not None:
-            self.filled.zero_()
-        self.padding_BC = None
-
-    def columns(self, tokens: int, device: torch.device) -> Tensor:
-        """Takes the next `tokens` columns, (T,)."""
-        if self.filled is None:
-            self.filled = torch.zeros((), dtype=torch.long, device=device)
-        columns_T = torch.arange(tokens, device=device) + self.filled
-        self.filled.add_(tokens)
-        return columns_T
-
-    def update(
-        self, layer: int, columns_T: Tensor, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Stores (B, H, T, 2P) at those columns; returns all of them, (B, H, C, 2P)."""
-        keys, values = self.keys[layer], self.values[layer]
-        if keys is None or values is None or keys.shape[0] != key.shape[0]:
-            shape = (*key.shape[:2], self.length, key.shape[3])
-            # zeros, not empty: masked columns are multiplied by 0, and NaN would stay NaN
-            keys, values = key.new_zeros(shape), value.new_zeros(shape)
-            self.keys[layer], self.values[layer] = keys, values
-        keys.index_copy_(2, columns_T, key)
-        values.index_copy_(2, columns_T, value)
-        return keys, values
 
 
 class RMSNorm(nn.Module):
@@ -221,15 +183,14 @@ class LlamaGenAttention(nn.Module):
         x_BTD: Tensor,
         turns: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: Cache | None,
-        columns_T: Tensor | None,
+        cache: RowCache | None,
     ) -> Tensor:
         heads = self.wqkv(x_BTD).unflatten(-1, (-1, self.head_width))
         parts = heads.split([self.heads, self.key_heads, self.key_heads], dim=2)
         query, key, value = (part.transpose(1, 2) for part in parts)
         query, key = _turn(query, turns), _turn(key, turns)
-        if cache is not None and columns_T is not None:
-            key, value = cache.update(self.layer, columns_T, key, value)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
         mixed = self._attend(query, key, value, mask)
         return self.dropout(self.wo(mixed.flatten(2)))
 
@@ -263,10 +224,9 @@ class Block(GradientCheckpointingLayer):
         x_BTD: Tensor,
         turns: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        cache: Cache | None = None,
-        columns_T: Tensor | None = None,
+        cache: RowCache | None = None,
     ) -> Tensor:
-        added = self.attention(self.attention_norm(x_BTD), turns, mask, cache, columns_T)
+        added = self.attention(self.attention_norm(x_BTD), turns, mask, cache)
         x_BTD = x_BTD + self._skipped(added).to(x_BTD.dtype)
         return x_BTD + self._skipped(self.feed_forward(self.ffn_norm(x_BTD))).to(x_BTD.dtype)
 

@@ -7,7 +7,7 @@ state dict is this one's.
 Ids: codes 0..K-1; then the classes K..K+C-1 and "no class" K+C; or the slots K..K+N-1 of a caption.
 Positions of a row: first S for the condition (one class, or N slots), then cells in raster order.
 
-Legend: B rows, T tokens, S condition positions, N caption slots, C cache columns, D model width,
+Legend: B rows, T tokens, S condition positions, N caption slots, D model width,
 P pairs of a head's width.
 """
 
@@ -20,7 +20,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from arra.models.llamagen_layers import (
     Block,
-    Cache,
     CaptionEmbedder,
     ClassEmbedder,
     Dropout,
@@ -28,6 +27,7 @@ from arra.models.llamagen_layers import (
     RMSNorm,
     wide,
 )
+from arra.models.row_cache import RowCache
 from arra.text_features import TextFeatures
 
 
@@ -100,8 +100,8 @@ class LlamaGenForImageGeneration(PreTrainedModel):
         positions_BT: Tensor | None = None,
         text: TextFeatures | None = None,
         *,
-        cache: Cache | None = None,
-        mask_BC: Tensor | None = None,
+        cache: RowCache | None = None,
+        mask_B1TC: Tensor | None = None,
         layers: list[Tensor] | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, D), after the final norm.
@@ -109,26 +109,19 @@ class LlamaGenForImageGeneration(PreTrainedModel):
         Args:
             positions_BT: in the row; None: 0, 1, ... (padding, if any, on the right).
             text: what the caption slots among the ids stand for.
-            cache: where these T tokens are appended, with `mask_BC` saying which of all columns
-                hold tokens.
+            cache: where keys and values are stored, and come from.
+            mask_B1TC: what is seen, where it is not just the tokens before.
             layers: collects the embeddings and every block's output but the last.
         """
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         x_BTD = self.tok_dropout(self._embedded(ids_BT, text))
         turns = _turns(self.config, positions_BT, x_BTD.dtype)
-        padding_BT = self._padding(ids_BT, text)
-        columns_T = None
-        if cache is None:
-            mask = _causal(padding_BT)
-        else:
-            assert mask_BC is not None, "a cache needs its mask"
-            columns_T = cache.columns(ids_BT.shape[1], ids_BT.device)
-            mask = _cached(cache, mask_BC, columns_T, padding_BT)
+        mask = _causal(self.padding(ids_BT, text)) if mask_B1TC is None else mask_B1TC
         for block in self.layers:
             if layers is not None:
                 layers.append(x_BTD)
-            x_BTD = block(x_BTD, turns, mask, cache, columns_T)
+            x_BTD = block(x_BTD, turns, mask, cache)
         return self.norm(x_BTD)
 
     def _embedded(self, ids_BT: Tensor, text: TextFeatures | None) -> Tensor:
@@ -147,7 +140,7 @@ class LlamaGenForImageGeneration(PreTrainedModel):
         code_BTD = self.tok_embeddings(ids_BT % codes)
         return torch.where(is_code_BT1, code_BTD, caption_BTD.to(code_BTD.dtype))
 
-    def _padding(self, ids_BT: Tensor, text: TextFeatures | None) -> Tensor | None:
+    def padding(self, ids_BT: Tensor, text: TextFeatures | None) -> Tensor | None:
         """Which tokens are slots that no word of the caption fills, (B, T)."""
         if text is None:
             return None
@@ -194,26 +187,10 @@ def _causal(padding_BT: Tensor | None) -> Tensor | None:
     if padding_BT is None:
         return None
     columns_T = torch.arange(padding_BT.shape[1], device=padding_BT.device)
-    return _visible(columns_T, columns_T, ~padding_BT)
-
-
-def _cached(cache: Cache, mask_BC: Tensor, columns_T: Tensor, padding_BT: Tensor | None) -> Tensor:
-    """Who of these T tokens sees which columns of the cache, (B, 1, T, C) bool."""
-    if padding_BT is not None:
-        if cache.padding_BC is None:
-            cache.padding_BC = torch.zeros_like(mask_BC)
-        cache.padding_BC.index_copy_(1, columns_T, padding_BT)
-    if cache.padding_BC is not None:
-        mask_BC = mask_BC & ~cache.padding_BC
-    columns_C = torch.arange(mask_BC.shape[1], device=mask_BC.device)
-    return _visible(columns_T, columns_C, mask_BC)
-
-
-def _visible(query_T: Tensor, key_C: Tensor, real_BC: Tensor) -> Tensor:
     # Padding sees itself, as in the original: a softmax over nothing would be NaN.
-    itself_TC = query_T[:, None] == key_C
-    before_TC = query_T[:, None] >= key_C
-    return ((before_TC & real_BC[:, None]) | itself_TC)[:, None]
+    itself_TT = columns_T[:, None] == columns_T
+    before_TT = columns_T[:, None] >= columns_T
+    return ((before_TT & ~padding_BT[:, None]) | itself_TT)[:, None]
 
 
 AutoConfig.register(LlamaGenConfig.model_type, LlamaGenConfig, exist_ok=True)

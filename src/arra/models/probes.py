@@ -1,6 +1,6 @@
 """What every model must pass at load, whatever its family: head, tap and cache agree with it.
 
-Legend: B sequences, T tokens, C cache columns.
+Legend: B sequences, T tokens.
 """
 
 from collections.abc import Iterator
@@ -74,16 +74,20 @@ def _check_cache(backbone: Backbone, ids: Tensor, name: str) -> None:
     if not backbone.has_cache:
         raise ValueError(refused)
     try:
-        cache = backbone.new_cache(length)
-        mask = torch.ones(rows, length, dtype=torch.bool, device=ids.device)
-        mask[:, -1] = False
-        positions = torch.arange(length, device=ids.device).expand(rows, -1)
-        backbone.step(ids[:, :-1], positions[:, :-1], mask, cache)
-        mask[:, -1] = True
-        last = backbone.step(ids[:, -1:], positions[:, -1:], mask, cache)
+        cache = backbone.new_cache(rows, length)
+        numbers = torch.arange(rows, device=ids.device)
+        backbone.prefill(ids, cache, numbers)
+        # Each row goes back to a place of its own, and on from there.
+        at = torch.tensor([length - 1, length - 3], device=ids.device)
+        first = backbone.step(ids[numbers, at][:, None], at[:, None], cache)
+        then = torch.stack([at, at + 1], 1).clamp(max=length - 1)
+        later = backbone.step(ids.gather(1, then), then, cache)
     except (TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{refused} ({type(error).__name__}: {error})") from None
-    _same(last[:, 0], backbone.last_hidden(ids)[:, -1], f"{refused} (cached decoding differs)")
+    expected = backbone.last_hidden(ids)
+    complaint = f"{refused} (cached decoding differs)"
+    _same(first[:, 0], expected[numbers, at], complaint)
+    _same(later[1], expected[1, then[1]], complaint)
 
 
 def _same(found: Tensor, expected: Tensor, complaint: str) -> None:

@@ -1,0 +1,322 @@
+"""Painting in one shape: so many rows, so many columns, one token per row and forward pass.
+
+A picture is a function of the model, the prompt, the seed, the sampling settings, the number of
+rows and the columns of its lane, to the last bit, whoever else is being painted. Matrix products
+differ in the last bit between shapes, so every shape is fixed: a forward pass always has all rows
+(idle ones compute what nobody reads), prompts are begun in groups of a fixed size, padded to a
+width that follows from their own length alone. All that decides a row lies in tensors on the
+device, so a step needs nothing from the host and tells it nothing: when a picture is finished
+follows from its size.
+
+Legend: R rows, C columns, S steps (tokens behind the prompt, from the first code on), B rows of a
+prefill, T tokens, D model width, K codes, N pictures.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from arra.generate.request import Event, Painted, Request, RowsPainted, Steps
+from arra.generate.sampling import RowSampling, filters, guide, sample, uniforms
+from arra.models.base import Backbone
+from arra.text_features import TextFeatures
+
+PROMPT_STEP = 16
+"""Prompts are padded to a multiple of this, so that few widths occur."""
+PREFILL_ROWS = 8
+"""Rows that begin together in one forward pass; where fewer begin, the others are idle."""
+
+
+@dataclass
+class _Seat:
+    """A picture being painted."""
+
+    ticket: int
+    request: Request
+    rows: tuple[int, ...]  # guided, then unguided if there is one
+    steps: Steps
+    done: int = 0  # steps
+
+    @property
+    def finished(self) -> bool:
+        return self.done == len(self.steps.forced)
+
+
+@dataclass
+class _State:
+    """What decides each row's next token; a row of its own in every tensor."""
+
+    leader_R: Tensor  # the guided row of the row's picture
+    partner_R: Tensor  # the unguided one; the guided again where there is none
+    position_R: Tensor  # where the next token stands
+    step_R: Tensor
+    active_R: Tensor  # 1, or 0 where nobody sits
+    forced_RS: Tensor  # the token that the format dictates, -1: a code
+    uniform_RS: Tensor
+    scale_RS: Tensor  # of guidance
+    drawn_RS: Tensor  # codes
+    finite_R: Tensor
+    temperature_R: Tensor
+    top_k_R: Tensor
+    top_p_R: Tensor
+    hidden_RD: Tensor | None = field(default=None)  # what the next token follows from
+
+    @classmethod
+    def idle(cls, rows: int, columns: int, device: torch.device) -> "_State":
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        own_R = torch.arange(rows, device=device)
+        return cls(
+            leader_R=own_R,
+            partner_R=own_R.clone(),
+            position_R=zeros(rows),
+            step_R=zeros(rows),
+            active_R=zeros(rows),
+            forced_RS=zeros(rows, columns),
+            uniform_RS=zeros(rows, columns, dtype=torch.float64),
+            scale_RS=zeros(rows, columns, dtype=torch.float32) + 1,
+            drawn_RS=zeros(rows, columns),
+            finite_R=zeros(rows, dtype=torch.bool) | True,
+            temperature_R=zeros(rows, dtype=torch.float32) + 1,
+            top_k_R=zeros(rows),
+            top_p_R=zeros(rows, dtype=torch.float64) + 1,
+        )
+
+
+class Lane:
+    """A number of rows that paint side by side, each picture at its own place.
+
+    Args:
+        rows: of a forward pass.
+        columns: tokens that a row may have.
+        compiled: compile the decode step (`torch.compile`); the first step then takes long.
+    """
+
+    def __init__(
+        self, backbone: Backbone, rows: int, columns: int, *, compiled: bool = False
+    ) -> None:
+        self.backbone, self.rows, self.columns = backbone, rows, columns
+        self.forwards = 0  # decode steps of all rows, prompts not counted
+        self._seats: dict[int, _Seat] = {}
+        self._free = list(range(rows))
+        self._cache = backbone.new_cache(rows, columns)
+        self._state = _State.idle(rows, columns, backbone.device)
+        self._code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
+        self._filtered = False
+        self._draw_now, self._feed_now = self._draw, self._feed
+        if compiled:
+            self._draw_now = torch.compile(self._draw, dynamic=False)
+            self._feed_now = torch.compile(self._feed, dynamic=False)
+
+    # ---- who sits where -------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._seats)
+
+    @property
+    def tickets(self) -> list[int]:
+        return sorted(self._seats)
+
+    @property
+    def free(self) -> int:
+        """Rows that nobody has."""
+        return len(self._free)
+
+    def admit(self, arrivals: Iterable[tuple[int, Request]]) -> None:
+        """Seats pictures, which must not need more rows than are free, and begins them."""
+        seats = []
+        for ticket, request in arrivals:
+            rows = tuple(self._free[: request.rows])
+            assert len(rows) == request.rows, "there are not so many rows free"
+            del self._free[: request.rows]
+            steps = Steps.of(self.backbone.layout, request.grid)
+            self._seats[ticket] = _Seat(ticket, request, rows, steps)
+            seats.append(self._seats[ticket])
+        if seats:
+            self._prepare(seats)
+            self._prefill(seats)
+
+    def release(self, ticket: int) -> Request | None:
+        """Frees a picture's rows at once; None: it does not sit here."""
+        seat = self._seats.pop(ticket, None)
+        if seat is None:
+            return None
+        rows = list(seat.rows)
+        self._free = sorted(self._free + rows)
+        state = self._state
+        state.active_R[rows] = state.position_R[rows] = state.step_R[rows] = 0
+        if not self._seats:
+            self._filtered = False
+        return seat.request
+
+    # ---- beginning ------------------------------------------------------------------------------
+
+    def _prepare(self, seats: Sequence[_Seat]) -> None:
+        """Writes what decides these pictures into their rows."""
+        state = self._state
+        for seat in seats:
+            request, rows, length = seat.request, list(seat.rows), len(seat.steps.forced)
+            prefixes = self._prefixes(seat)
+            begun = [len(prefix) for prefix in prefixes]
+            state.leader_R[rows], state.partner_R[rows] = rows[0], rows[-1]
+            state.position_R[rows] = torch.tensor(begun, device=state.position_R.device)
+            state.step_R[rows], state.active_R[rows], state.finite_R[rows] = 0, 1, True
+            tables = _tables(seat)
+            for table_RS, values_S in zip(
+                (state.forced_RS, state.uniform_RS, state.scale_RS), tables, strict=True
+            ):
+                table_RS[rows, :length] = values_S.to(table_RS.device)
+            sampling = request.sampling
+            state.temperature_R[rows] = sampling.temperature
+            state.top_k_R[rows], state.top_p_R[rows] = sampling.top_k, sampling.top_p
+            self._filtered |= filters(sampling)
+
+    def _prefixes(self, seat: _Seat) -> list[list[int]]:
+        """What stands before the first code, for each of a picture's rows."""
+        request = seat.request
+        prefixes = [list(request.prefix)]
+        if len(seat.rows) > 1:
+            prefixes.append(list(self.backbone.without_prompt(request.prefix, request.grid)))
+        return [[*prefix, *seat.steps.opening] for prefix in prefixes]
+
+    def _prefill(self, seats: Sequence[_Seat]) -> None:
+        """Prompts and opening tokens, rows of one width together."""
+        groups: dict[int, list[_Opening]] = {}
+        for seat in seats:
+            for number, prefix in enumerate(self._prefixes(seat)):
+                row, unguided = seat.rows[number], number > 0
+                opening = _Opening(row, prefix, seat.request.text_nF, unguided)
+                groups.setdefault(self._width(len(prefix)), []).append(opening)
+        at_once = min(self.rows, PREFILL_ROWS)
+        for width, openings in sorted(groups.items()):
+            for start in range(0, len(openings), at_once):
+                self._begin(openings[start : start + at_once], at_once, width)
+
+    def _width(self, length: int) -> int:
+        return min(-(-length // PROMPT_STEP) * PROMPT_STEP, self.backbone.max_length)
+
+    def _begin(self, openings: Sequence["_Opening"], at_once: int, width: int) -> None:
+        device, pad = self.backbone.device, self.backbone.layout.pad
+        idle = at_once - len(openings)
+        ids = [[*each.prefix, *([pad] * (width - len(each.prefix)))] for each in openings]
+        ids += [ids[0]] * idle
+        rows = [each.row for each in openings]
+        rows_B = torch.tensor(rows + [self._cache.nobody] * idle, device=device)
+        text = None
+        if self.backbone.text_slots:
+            text = TextFeatures.of(
+                [each.text_nF for each in openings] + [None] * idle,
+                [each.unguided for each in openings] + [True] * idle,
+                self.backbone.text_slots,
+                self.backbone.text_width,
+            ).to(device)
+        ids_BT = torch.tensor(ids, device=device)
+        hidden_BTD = self.backbone.prefill(ids_BT, self._cache, rows_B, text)
+        last = torch.tensor([len(each.prefix) - 1 for each in openings], device=device)
+        if self._state.hidden_RD is None:
+            self._state.hidden_RD = hidden_BTD.new_zeros(self.rows, hidden_BTD.shape[2])
+        own = torch.arange(len(openings), device=device)
+        self._state.hidden_RD[rows_B[: len(openings)]] = hidden_BTD[own, last]
+
+    # ---- going on -------------------------------------------------------------------------------
+
+    def advance(self) -> list[Event]:
+        """Paints one token in every row; what is finished leaves."""
+        assert self._seats, "nobody sits here"
+        token_R = self._draw_now(self._filtered)
+        if any(seat.done + 1 < len(seat.steps.forced) for seat in self._seats.values()):
+            self._feed_now(token_R)
+            self.forwards += 1
+        finished, shown = [], []
+        for seat in self._seats.values():
+            seat.done += 1
+            if seat.finished:
+                finished.append(seat)
+            elif seat.request.streamed and self._row_ended(seat):
+                shown.append(seat)
+        events: list[Event] = [RowsPainted(seat.ticket, self._codes(seat)) for seat in shown]
+        if finished:
+            self._check_finite(finished)
+            events += [Painted(seat.ticket, self._codes(seat)) for seat in finished]
+            for seat in finished:
+                self.release(seat.ticket)
+        return events
+
+    def _row_ended(self, seat: _Seat) -> bool:
+        before, now = seat.steps.cells_before[seat.done - 1 : seat.done + 1]
+        return now > before and now % seat.request.grid[1] == 0
+
+    def _codes(self, seat: _Seat) -> Tensor:
+        """A picture's codes up to now, (h, w)."""
+        drawn_S = self._state.drawn_RS[seat.rows[0], : seat.done].cpu()
+        is_code = [token < 0 for token in seat.steps.forced[: seat.done]]
+        return drawn_S[torch.tensor(is_code)].view(-1, seat.request.grid[1])
+
+    def _check_finite(self, seats: Sequence[_Seat]) -> None:
+        if not self._state.finite_R[[seat.rows[0] for seat in seats]].all():
+            raise ValueError(
+                "the model's logits are not finite: its weights are damaged or its training "
+                "diverged; use an earlier checkpoint"
+            )
+
+    def _draw(self, filtered: bool) -> Tensor:
+        """The next token of every row, (R,): a code that is drawn, or what the format dictates."""
+        state = self._state
+        assert state.hidden_RD is not None
+        step_R1 = state.step_R[:, None]
+        forced_R = state.forced_RS.gather(1, step_R1)[:, 0]
+        rows = RowSampling(state.temperature_R, state.top_k_R, state.top_p_R, filtered)
+        logits_RK = self._guided(state.hidden_RD, state.scale_RS.gather(1, step_R1))
+        is_fine_R = logits_RK.amax(-1).isfinite() | (forced_R >= 0) | (state.active_R == 0)
+        state.finite_R.logical_and_(is_fine_R)
+        code_R = sample(logits_RK, state.uniform_RS.gather(1, step_R1)[:, 0], rows)
+        state.drawn_RS.scatter_(1, step_R1, code_R[:, None])
+        state.step_R.add_(state.active_R)
+        return torch.where(forced_R >= 0, forced_R, self._code_ids_K[code_R])
+
+    def _feed(self, token_R: Tensor) -> None:
+        """Appends a token to every row."""
+        state = self._state
+        assert state.hidden_RD is not None
+        hidden_RTD = self.backbone.step(token_R[:, None], state.position_R[:, None], self._cache)
+        state.hidden_RD.copy_(hidden_RTD[:, 0])
+        state.position_R.add_(state.active_R)
+
+    def _guided(self, hidden_RD: Tensor, scale_R1: Tensor) -> Tensor:
+        """Logits of the legal codes with guidance (R, K); both rows of a picture have the same."""
+        logits_RK = self.backbone.head(hidden_RD)[:, self._code_ids_K]
+        if logits_RK.dtype in (torch.bfloat16, torch.float16):
+            # Guidance takes a difference, which 8 bits of each side would not survive.
+            logits_RK = logits_RK.float()
+        guided_RK = logits_RK[self._state.leader_R]
+        scale_R1 = scale_R1.to(logits_RK.dtype)
+        mixed_RK = guide(guided_RK, logits_RK[self._state.partner_R], scale_R1)
+        return torch.where(scale_R1 == 1, guided_RK, mixed_RK)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A row that begins."""
+
+    row: int
+    prefix: list[int]
+    text_nF: Tensor | None
+    unguided: bool
+
+
+def _tables(seat: _Seat) -> tuple[Tensor, Tensor, Tensor]:
+    """A picture's forced tokens, uniforms and scales of guidance, one per step (S,)."""
+    steps, sampling = seat.steps, seat.request.sampling
+    forced_S = torch.tensor(steps.forced)
+    is_code_S = forced_S < 0
+    cells = steps.cells_before[-1]
+    uniform_S = torch.zeros(len(forced_S), dtype=torch.float64)
+    uniform_S[is_code_S] = uniforms([seat.request.seed], cells)[0]
+    first, last = sampling.cfg_interval
+    share_S = torch.tensor(steps.cells_before[:-1]) / cells
+    within_S = (share_S >= first) & (share_S < last)
+    return forced_S, uniform_S, torch.where(within_S, sampling.cfg, 1.0)
