@@ -23,7 +23,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
-  bench       prepare, train: how fast, stage by stage or arm by arm, and the distance to the limit
+  bench       prepare, train, generate: how fast, part by part, and the distance to the limit
   doctor      is a dataset whole and sound; what became of a run; what would one need
 
   --version   print the version
@@ -214,13 +214,19 @@ def _convert(arguments: Sequence[str]) -> None:
 def _bench(arguments: Sequence[str]) -> None:
     action = arguments[0] if arguments else "--help"
     if action in ("-h", "--help"):
-        print("usage: arra bench prepare|train|loader [...]      (add --help for its options)")
+        print("usage: arra bench prepare|train|generate|loader [...]      (add --help for options)")
         return
     if action == "train":
         from arra.bench import train
 
         config = _parse(train.BenchTrainConfig, arguments[1:], "arra bench train")
         print(train.told(train.bench_train(config)))
+        return
+    if action == "generate":
+        from arra.bench import generate
+
+        chosen = _parse(generate.BenchGenerateConfig, arguments[1:], "arra bench generate")
+        print(generate.told(generate.bench_generate(chosen)))
         return
     if action == "loader":
         from arra.bench import loader
@@ -229,7 +235,7 @@ def _bench(arguments: Sequence[str]) -> None:
         print(loader.told(loader.bench_loader(asked)))
         return
     if action != "prepare":
-        raise WrongUse(f"arra bench {action}: there are prepare, train and loader")
+        raise WrongUse(f"arra bench {action}: there are prepare, train, generate and loader")
     from arra.bench.prepare import BenchPrepareConfig, bench_prepare, told
 
     print(told(bench_prepare(_parse(BenchPrepareConfig, arguments[1:], "arra bench prepare"))))

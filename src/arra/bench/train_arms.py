@@ -95,7 +95,7 @@ def run_of(config: TrainConfig, size: Size) -> Run:
     dataset = made_up_images(size)
     world = World(torch.device(config.device))
     if size.chameleon:
-        backbone = chameleon_shaped(world.device)
+        backbone = shaped(CHAMELEON, 8192, world.device)
         backbone.set_attention(config.model.attention)
         backbone, adapter = put_on(backbone, peft_config(backbone, config.lora), config.seed)
         return assemble(config, Path("."), world, backbone, dataset, None, "", adapter)
@@ -111,18 +111,18 @@ def run_of(config: TrainConfig, size: Size) -> Run:
     return assemble(config, Path("."), world, backbone, dataset, None, "")
 
 
-def chameleon_shaped(device: torch.device) -> Backbone:
-    """In bfloat16; the last 8,192 ids are codes, the two before them begin and end."""
+def shaped(config: LlamaConfig, codes: int, device: torch.device) -> Backbone:
+    """In random weights, bfloat16; the last ids are codes, the two before them begin and end."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with device:
-            model = LlamaForCausalLM(CHAMELEON)
+            model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    first = CHAMELEON.vocab_size - 8192
-    codes = tuple(range(first, CHAMELEON.vocab_size))
-    layout = Layout("chameleon", codes, pad=0, begin=first - 2, end=first - 1)
+    first = config.vocab_size - codes
+    ids = tuple(range(first, config.vocab_size))
+    layout = Layout("chameleon", ids, pad=0, begin=first - 2, end=first - 1)
     return CausalLM.assemble(model, fit_text_tokenizer(captions(), 2048), layout)
 
 
