@@ -3,19 +3,18 @@
 Legend: N images, B rows, T tokens, D width, V vocabulary, K codes, P cells, h and w codes per side.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from painted_logits import fed, logits_of
 from torch import Tensor
 
 from arra.config import ModelConfig
-from arra.generate import engine
-from arra.generate.engine import Request, paint
-from arra.generate.sampling import sample, uniforms
+from arra.generate.engine import Engine
+from arra.generate.request import Request
+from arra.generate.sampling import RowSampling, sample, uniforms
 from arra.generate.settings import Sampling
 from arra.layout import Image, Style, Text
 from arra.models.base import Backbone
@@ -70,36 +69,20 @@ def tiny32() -> Backbone:
     return backbone
 
 
-def requests_of(backbone: Backbone, captions: list[str] = CAPTIONS) -> list[Request]:
-    return [Request(tuple(backbone.condition(c, GRID)), 10 + i) for i, c in enumerate(captions)]
+def requests_of(
+    backbone: Backbone, captions: list[str] = CAPTIONS, sampling: Sampling = GUIDED
+) -> list[Request]:
+    prefixes = [tuple(backbone.condition(caption, GRID)) for caption in captions]
+    return [Request(prefix, 10 + i, GRID, sampling) for i, prefix in enumerate(prefixes)]
 
 
-def painted(
-    backbone: Backbone,
-    requests: list[Request],
-    sampling: Sampling = GUIDED,
-    slots: int = 3,
-    grid: tuple[int, int] = GRID,
-) -> Tensor:
+def painted(backbone: Backbone, requests: list[Request], slots: int = 6) -> Tensor:
     """Codes (N, h, w) in the order of the requests."""
-    codes_Nhw = torch.full((len(requests), *grid), -1)
-    for batch in paint(backbone, requests, grid, sampling, slots):
-        codes_Nhw[batch.indices] = batch.codes_Nhw
-    return codes_Nhw
+    return torch.stack(Engine(backbone, slots).paint(requests))
 
 
-@contextmanager
-def logits_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """What the engine samples from, step by step, (N, K) each, guidance applied."""
-    seen: list[Tensor] = []
-
-    def spy(logits_NK: Tensor, uniform_N: Tensor, sampling: Sampling) -> Tensor:
-        seen.append(logits_NK.clone())
-        return sample(logits_NK, uniform_N, sampling)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "sample", spy)
-        yield seen
+def drawn_by(logits_RK: Tensor, uniform_R: Tensor, sampling: Sampling) -> Tensor:
+    return sample(logits_RK, uniform_R, RowSampling.of([sampling] * len(logits_RK)))
 
 
 def sequence(backbone: Backbone, prefix: tuple[int, ...], codes_hw: Tensor) -> list[int]:
@@ -119,9 +102,9 @@ def full_logits(backbone: Backbone, prefix: tuple[int, ...], codes_hw: Tensor) -
 
 
 @torch.no_grad()
-def naive(backbone: Backbone, request: Request, sampling: Sampling) -> Tensor:
+def naive(backbone: Backbone, request: Request) -> Tensor:
     """Paints one image with a full forward per token and both guidance rows apart: codes (P,)."""
-    layout, plan = backbone.layout, backbone.layout.plan(*GRID)
+    layout, plan, sampling = backbone.layout, backbone.layout.plan(*GRID), request.sampling
     uniform_P = uniforms([request.seed], GRID[0] * GRID[1])[0]
     rows = [list(request.prefix), list(backbone.null_condition(GRID))]
     drawn = []
@@ -135,7 +118,7 @@ def naive(backbone: Backbone, request: Request, sampling: Sampling) -> Tensor:
                 for row in rows
             )
             logits_1K = (unguided_K + sampling.cfg * (guided_K - unguided_K))[None]
-            drawn.append(int(sample(logits_1K, uniform_P[plan.cell_S[step]][None], sampling)))
+            drawn.append(int(drawn_by(logits_1K, uniform_P[plan.cell_S[step]][None], sampling)))
             token = layout.code_ids[drawn[-1]]
         for row in rows:
             row.append(token)
@@ -150,17 +133,14 @@ def test_cached_decoding_equals_the_full_forward(
     style: Style, rep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = tiny(style, rep)
-    requests = requests_of(backbone)[:3]
-    with logits_seen(monkeypatch) as seen:
-        codes_Nhw = painted(backbone, requests)
-    assert len(seen) == GRID[0] * GRID[1], "the three prompts share one batch"
-    for row, request in enumerate(requests):
-        guided_PK = full_logits(backbone, request.prefix, codes_Nhw[row])
-        null = tuple(backbone.null_condition(GRID))
-        unguided_PK = full_logits(backbone, null, codes_Nhw[row])
+    requests = requests_of(backbone)
+    codes, drawn = logits_of(backbone, requests, 6, monkeypatch)
+    null = tuple(backbone.null_condition(GRID))
+    for request, codes_hw, drawn_PK in zip(requests, codes, drawn, strict=True):
+        guided_PK = full_logits(backbone, request.prefix, codes_hw)
+        unguided_PK = full_logits(backbone, null, codes_hw)
         expected_PK = unguided_PK + 3.0 * (guided_PK - unguided_PK)
-        found_PK = torch.stack(seen)[:, row]
-        assert (found_PK - expected_PK).abs().max() < 1e-12 * expected_PK.abs().max()
+        assert (drawn_PK - expected_PK).abs().max() < 1e-12 * expected_PK.abs().max()
 
 
 @pytest.mark.parametrize(("style", "rep"), STYLES)
@@ -175,44 +155,34 @@ def test_cached_decoding_equals_the_full_forward(
 )
 def test_the_loop_equals_a_naive_one(style: Style, rep: bool, sampling: Sampling) -> None:
     backbone = tiny(style, rep)
-    requests = requests_of(backbone)
-    found_Nhw = painted(backbone, requests, sampling)
-    for codes_hw, request in zip(found_Nhw, requests, strict=True):
-        assert torch.equal(codes_hw.flatten(), naive(backbone, request, sampling))
+    requests = requests_of(backbone, sampling=sampling)
+    for codes_hw, request in zip(painted(backbone, requests), requests, strict=True):
+        assert torch.equal(codes_hw.flatten(), naive(backbone, request))
 
 
-def test_guidance_1_equals_no_guidance_and_computes_no_unguided_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    backbone, rows = tiny(), []
-    step = backbone.step
-
-    def counting(
-        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
-    ) -> Tensor:
-        rows.append(len(ids_BT))
-        return step(ids_BT, positions_BT, mask_BC, cache)
-
-    monkeypatch.setattr(backbone, "step", counting)
-    requests = requests_of(backbone)
-    plain = Sampling(cfg=1.0)
-    found_Nhw = painted(backbone, requests, plain, slots=4)
-    assert set(rows) == {4}
-    for codes_hw, request in zip(found_Nhw, requests, strict=True):
+def test_guidance_1_equals_no_guidance_and_takes_one_row() -> None:
+    backbone, plain = tiny(), Sampling(cfg=1.0)
+    requests = requests_of(backbone, sampling=plain)
+    engine = Engine(backbone, slots=4)
+    for codes_hw, request in zip(engine.paint(requests), requests, strict=True):
         conditional_PK = full_logits(backbone, request.prefix, codes_hw)
         uniform_P = uniforms([request.seed], codes_hw.numel())[0]
-        assert torch.equal(codes_hw.flatten(), sample(conditional_PK, uniform_P, plain))
-    rows.clear()
-    painted(backbone, requests, Sampling(cfg=1.5), slots=4)
-    assert set(rows) == {8}
+        assert torch.equal(codes_hw.flatten(), drawn_by(conditional_PK, uniform_P, plain))
+    steps = GRID[0] * GRID[1] - 1
+    assert engine.forwards == steps, "four pictures side by side"
+    engine.paint(requests_of(backbone))
+    assert engine.forwards == 3 * steps, "two and two, with guidance"
 
 
 def test_guidance_0_ignores_the_prompt() -> None:
     backbone = tiny()
-    requests = [Request(r.prefix, 5) for r in requests_of(backbone)]
-    codes_Nhw = painted(backbone, requests, Sampling(cfg=0.0))
-    assert (codes_Nhw == codes_Nhw[0]).all()
-    assert not (painted(backbone, requests) == codes_Nhw).all(), "the prompt should matter"
+    prefixes = [request.prefix for request in requests_of(backbone)]
+    without, guided = (
+        painted(backbone, [Request(prefix, 5, GRID, Sampling(cfg=cfg)) for prefix in prefixes])
+        for cfg in (0.0, 3.0)
+    )
+    assert (without == without[0]).all()
+    assert not (guided == without).all(), "the prompt should matter"
 
 
 # ---- the sequence is the one of training ---------------------------------------------------------
@@ -224,34 +194,20 @@ def test_what_is_fed_is_the_sequence_of_training(
 ) -> None:
     """Prompt, separators, codes and positions, guided and unguided; no forward too many."""
     backbone = tiny(style, rep)
-    step = backbone.step
-    fed: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def recording(
-        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
-    ) -> Tensor:
-        columns = slice(sum(ids.shape[1] for ids, _, _ in fed), None)
-        real_BT = mask_BC[:, columns][:, : ids_BT.shape[1]]
-        assert not mask_BC[:, columns][:, ids_BT.shape[1] :].any(), "the future is masked"
-        fed.append((ids_BT, positions_BT, real_BT.clone()))
-        return step(ids_BT, positions_BT, mask_BC, cache)
-
-    monkeypatch.setattr(backbone, "step", recording)
-    requests = requests_of(backbone)[:2]
-    codes_Nhw = painted(backbone, requests)
+    requests, engine = requests_of(backbone)[:2], Engine(backbone, slots=4)
+    with fed(backbone, monkeypatch) as rows:
+        codes = engine.paint(requests)
     row_ends = GRID[0] - 1 if style == "lumina" else 0
-    assert len(fed) == GRID[0] * GRID[1] + row_ends
-    ids_BT, positions_BT, real_BT = (torch.cat(parts, 1) for parts in zip(*fed, strict=True))
+    assert engine.forwards == GRID[0] * GRID[1] + row_ends - 1
     null = tuple(backbone.null_condition(GRID))
-    prefixes = {0: requests[0].prefix, 1: requests[1].prefix, 3: null, 4: null}
-    for row, prefix in prefixes.items():
-        expected = sequence(backbone, prefix, codes_Nhw[row % 3])
-        length = int(real_BT[row].sum())
-        assert ids_BT[row][real_BT[row]].tolist() == expected[:length]
-        assert positions_BT[row][real_BT[row]].tolist() == list(range(length))
-        trailing = expected[length:]
-        assert trailing[0] == backbone.layout.code_ids[codes_Nhw[row % 3].flatten()[-1]]
-        assert not set(trailing[1:]) & set(backbone.layout.code_ids)
+    for picture, (request, codes_hw) in enumerate(zip(requests, codes, strict=True)):
+        for row, prefix in ((2 * picture, request.prefix), (2 * picture + 1, null)):
+            expected = sequence(backbone, prefix, codes_hw)
+            length = len(rows[row])
+            assert rows[row] == expected[:length]
+            trailing = expected[length:]
+            assert trailing[0] == backbone.layout.code_ids[codes_hw.flatten()[-1]]
+            assert not set(trailing[1:]) & set(backbone.layout.code_ids)
 
 
 @pytest.mark.parametrize(("style", "rep"), STYLES)
@@ -264,9 +220,8 @@ def test_every_emitted_code_is_legal(style: Style, rep: bool, temperature: float
     head = backbone.head
     backbone.head = lambda hidden_ND: head(hidden_ND) + illegal * 1e4
     try:
-        codes_Nhw = painted(
-            backbone, requests_of(backbone), Sampling(cfg=2.0, temperature=temperature)
-        )
+        sampling = Sampling(cfg=2.0, temperature=temperature)
+        codes_Nhw = painted(backbone, requests_of(backbone, sampling=sampling))
     finally:
         backbone.head = head
     assert int(codes_Nhw.min()) >= 0
@@ -280,15 +235,14 @@ def test_every_emitted_code_is_legal(style: Style, rep: bool, temperature: float
 
 def test_a_long_prompt_is_cut_where_training_cuts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny("lumina", max_length=40)
-    request = Request(tuple(backbone.condition("a red circle left of " * 20, GRID)), 0)
-    with logits_seen(monkeypatch) as seen:
-        codes_1hw = painted(backbone, [request], slots=1)
-    assert len(sequence(backbone, request.prefix, codes_1hw[0])) == 40
-    guided_PK = full_logits(backbone, request.prefix, codes_1hw[0])
-    unguided_PK = full_logits(backbone, tuple(backbone.null_condition(GRID)), codes_1hw[0])
+    prefix = tuple(backbone.condition("a red circle left of " * 20, GRID))
+    request = Request(prefix, 0, GRID, GUIDED)
+    (codes_hw,), (drawn_PK,) = logits_of(backbone, [request], 2, monkeypatch)
+    assert len(sequence(backbone, prefix, codes_hw)) == 40
+    guided_PK = full_logits(backbone, prefix, codes_hw)
+    unguided_PK = full_logits(backbone, tuple(backbone.null_condition(GRID)), codes_hw)
     expected_PK = unguided_PK + 3.0 * (guided_PK - unguided_PK)
-    found_PK = torch.cat(seen)
-    assert (found_PK - expected_PK).abs().max() < 1e-12 * expected_PK.abs().max()
+    assert (drawn_PK - expected_PK).abs().max() < 1e-12 * expected_PK.abs().max()
 
 
 def test_null_condition_is_the_same_in_training_and_painting(
@@ -324,19 +278,10 @@ def test_null_condition_is_the_same_in_training_and_painting(
     dataset = Dataset(Path(), "train", manifest, table)
     loader = Loader(dataset, backbone, batch_size=1, seed=0, prompt_dropout=1.0)
     trained = loader.step(0)[0].batch.ids_BT[0].tolist()
-    first: list[Tensor] = []
-    step = backbone.step
-
-    def recording(
-        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
-    ) -> Tensor:
-        if not first:
-            first.append(ids_BT[1][mask_BC[1, : ids_BT.shape[1]]])
-        return step(ids_BT, positions_BT, mask_BC, cache)
-
-    monkeypatch.setattr(backbone, "step", recording)
-    painted(backbone, requests_of(backbone)[:1], slots=1)
-    unguided = first[0].tolist()
+    with fed(backbone, monkeypatch) as rows:
+        painted(backbone, requests_of(backbone)[:1], slots=2)
+    begin = rows[1].index(backbone.layout.begin) + 1
+    unguided = rows[1][:begin]
     assert unguided == trained[: len(unguided)]
     assert trained[len(unguided)] in backbone.layout.code_ids
     assert backbone.condition("", GRID) == backbone.null_condition(GRID)
@@ -350,26 +295,23 @@ def test_a_picture_does_not_depend_on_its_neighbours(
     cfg: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """float32, bit for bit: alone, among others, in another order; what is drawn from as well."""
-    backbone, sampling, slots = tiny32(), Sampling(cfg=cfg), 4
-    requests = requests_of(backbone, [*CAPTIONS, "six small white stars", "a line", "a red line"])
-    with logits_seen(monkeypatch) as seen:
-        together_Nhw = painted(backbone, requests, sampling, slots)
-        batches = torch.stack(seen).unflatten(0, (-1, GRID[0] * GRID[1])).transpose(1, 2)
-    known = {tuple(logits.flatten().tolist()) for batch in batches for logits in batch}
-    for index, request in enumerate(requests):
-        with logits_seen(monkeypatch) as seen:
-            alone_1hw = painted(backbone, [request], sampling, slots)
-        assert torch.equal(alone_1hw[0], together_Nhw[index])
-        assert tuple(torch.stack(seen)[:, 0].flatten().tolist()) in known
+    backbone, slots = tiny32(), 4
+    captions = [*CAPTIONS, "six small white stars", "a line", "a red line"]
+    requests = requests_of(backbone, captions, Sampling(cfg=cfg))
+    codes, drawn = logits_of(backbone, requests, slots, monkeypatch)
+    for request, codes_hw, drawn_PK in zip(requests, codes, drawn, strict=True):
+        (alone_hw,), (alone_PK,) = logits_of(backbone, [request], slots, monkeypatch)
+        assert torch.equal(alone_hw, codes_hw)
+        assert torch.equal(alone_PK, drawn_PK)
     order = torch.randperm(len(requests)).tolist()
-    shuffled_Nhw = painted(backbone, [requests[i] for i in order], sampling, slots)
-    assert torch.equal(shuffled_Nhw, together_Nhw[order])
+    shuffled = Engine(backbone, slots).paint([requests[i] for i in order])
+    assert all(torch.equal(found, codes[i]) for found, i in zip(shuffled, order, strict=True))
 
 
 def test_seeds_matter_and_repeat() -> None:
     backbone = tiny32()
     prefix = tuple(backbone.condition("a red circle", GRID))
-    codes_Nhw = painted(backbone, [Request(prefix, seed) for seed in (1, 2, 1)])
+    codes_Nhw = painted(backbone, [Request(prefix, seed, GRID, GUIDED) for seed in (1, 2, 1)])
     assert torch.equal(codes_Nhw[0], codes_Nhw[2])
     assert not torch.equal(codes_Nhw[0], codes_Nhw[1])
 

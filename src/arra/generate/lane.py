@@ -140,6 +140,7 @@ class Lane:
             self._prepare(seats)
             self._prefill(seats)
 
+    @torch.inference_mode()  # as whoever made the state
     def release(self, ticket: int) -> Request | None:
         """Frees a picture's rows at once; None: it does not sit here."""
         seat = self._seats.pop(ticket, None)

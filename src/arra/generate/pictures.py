@@ -99,7 +99,7 @@ def _paint(
 
 def _finish(out: Path, pictures: list[_Picture], sampling: Sampling, num: int) -> None:
     """Writes the list and the contact sheet."""
-    lines = [json.dumps(asdict(p) | asdict(sampling), ensure_ascii=False) for p in pictures]
+    lines = [json.dumps(asdict(p) | sampling.to_json(), ensure_ascii=False) for p in pictures]
     with atomic_write(out / LISTING) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     shown = pictures[:SHEET_LIMIT]
@@ -129,7 +129,7 @@ def _settings(
         "text_encoder": _text_encoder(pipe),
         "num": config.num,
         "seed": config.seed,
-        **asdict(sampling),
+        **sampling.to_json(),
         "slots": config.slots,
         "compile": config.compile,
         "prompts": prompts,

@@ -1,8 +1,8 @@
 """What can be set when painting. Light on purpose: the command line reads it before torch loads."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -66,6 +66,10 @@ class Sampling:
             self.top_p if top_p is None else top_p,
             self.cfg_interval if cfg_interval is None else cfg_interval,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in JSON files."""
+        return {**asdict(self), "cfg_interval": list(self.cfg_interval)}
 
 
 @dataclass(frozen=True)

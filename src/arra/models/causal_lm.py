@@ -3,7 +3,8 @@
 The model stays an ordinary checkpoint of its own architecture: image codes and separators become
 named tokens of its tokenizer and rows of its tables, nothing else is added.
 
-Legend: B sequences, T tokens, C columns that are attended to, N positions, D model width, V vocabulary, K codes.
+Legend: B sequences, T tokens, C columns that are attended to, N positions, D model width, V
+vocabulary, K codes.
 """
 
 import inspect
@@ -28,7 +29,7 @@ _SEPARATORS = {
     "lumina": ("<|image|>", "<|/image|>", "<|row|>"),
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""Kinds of layers, as transformers' `layer_types` call those that keep nothing but keys and values."""
+"""Layers that keep nothing but keys and values, by transformers' names (`layer_types`)."""
 _MAX_SIDE = 128  # codes; how many size tokens the "lumina" style gets
 
 

@@ -8,15 +8,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from painted_logits import logits_of
 from tiny_t5 import WIDTH, save_tiny_t5
 from torch import Tensor
 
 from arra.encoders.text import TextEncoder, load_text_encoder
-from arra.generate import engine
 from arra.generate.captions import EncodedPrompts, TextEncoderRecord, encoded_prompts
-from arra.generate.engine import Request, paint
 from arra.generate.pipeline import Pipeline
-from arra.generate.sampling import sample
+from arra.generate.request import Request
 from arra.generate.settings import Sampling
 from arra.image_tokenizers.vq import VQModel
 from arra.models import Backbone
@@ -62,8 +61,9 @@ def captions(*lengths: int) -> list[Tensor]:
     return [torch.randn(n, WIDTH, generator=generator).half() for n in lengths]
 
 
-def request(painter: Backbone, caption_nF: Tensor | None, seed: int) -> Request:
-    return Request(tuple(painter.condition("words", GRID)), seed, caption_nF)
+def request(painter: Backbone, caption_nF: Tensor | None, seed: int, cfg: float) -> Request:
+    prefix = tuple(painter.condition("words", GRID))
+    return Request(prefix, seed, GRID, Sampling(cfg=cfg), caption_nF)
 
 
 @torch.no_grad()
@@ -80,25 +80,14 @@ def test_paints_what_the_full_forward_predicts(
 ) -> None:
     """Captions of all lengths, none at all, one too long; the unguided row under the same mask."""
     texts = [*captions(1, 3, SLOTS, SLOTS + 4), None]
-    requests = [request(painter, text, seed) for seed, text in enumerate(texts)]
-    seen: list[Tensor] = []
-
-    def spy(logits_NK: Tensor, uniform_N: Tensor, sampling: Sampling) -> Tensor:
-        seen.append(logits_NK.clone())
-        return sample(logits_NK, uniform_N, sampling)
-
-    monkeypatch.setattr(engine, "sample", spy)
-    for batch in paint(painter, requests, GRID, Sampling(cfg=cfg), slots=2):
-        drawn_PNK = torch.stack(seen)
-        seen.clear()
-        for row, (index, codes_hw) in enumerate(zip(batch.indices, batch.codes_Nhw, strict=True)):
-            guided_PK, unguided_PK = (
-                full(painter, texts[index], dropped, codes_hw.flatten())
-                for dropped in (False, True)
-            )
-            expected_PK = unguided_PK + cfg * (guided_PK - unguided_PK)
-            off = (drawn_PNK[:, row] - expected_PK).abs().max() / expected_PK.abs().max()
-            assert off < 1e-5, (index, float(off))
+    requests = [request(painter, text, seed, cfg) for seed, text in enumerate(texts)]
+    codes, drawn = logits_of(painter, requests, 4, monkeypatch)
+    for text, codes_hw, drawn_PK in zip(texts, codes, drawn, strict=True):
+        guided_PK, unguided_PK = (
+            full(painter, text, dropped, codes_hw.flatten()) for dropped in (False, True)
+        )
+        expected_PK = unguided_PK + cfg * (guided_PK - unguided_PK)
+        assert (drawn_PK - expected_PK).abs().max() < 1e-5 * expected_PK.abs().max()
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(
@@ -106,27 +95,15 @@ def test_a_picture_does_not_depend_on_its_neighbours(
 ) -> None:
     """Its logits are the same to the last bit, whatever lengths the others' captions have."""
     texts = [*captions(2, SLOTS, 4, 1), None]
-    requests = [request(painter, text, 7 + i) for i, text in enumerate(texts)]
-    seen: list[Tensor] = []
+    requests = [request(painter, text, 7 + i, 2.0) for i, text in enumerate(texts)]
 
-    def spy(logits_NK: Tensor, uniform_N: Tensor, sampling: Sampling) -> Tensor:
-        seen.append(logits_NK.clone())
-        return sample(logits_NK, uniform_N, sampling)
+    def logits(asked: list[Request]) -> list[Tensor]:
+        return logits_of(painter, asked, 6, monkeypatch)[1]
 
-    def logits_of(asked: list[Request]) -> list[Tensor]:
-        """(P, K) of each."""
-        found: dict[int, Tensor] = {}
-        for batch in paint(painter, asked, GRID, Sampling(cfg=2.0), slots=3):
-            drawn_PNK = torch.stack(seen)
-            seen.clear()
-            found |= {index: drawn_PNK[:, row] for row, index in enumerate(batch.indices)}
-        return [found[index] for index in range(len(asked))]
-
-    monkeypatch.setattr(engine, "sample", spy)
-    together = logits_of(requests)
+    together = logits(requests)
     for one, expected_PK in zip(requests, together, strict=True):
-        assert torch.equal(logits_of([one])[0], expected_PK)
-    backwards = logits_of(requests[::-1])[::-1]
+        assert torch.equal(logits([one])[0], expected_PK)
+    backwards = logits(requests[::-1])[::-1]
     assert all(map(torch.equal, backwards, together))
     assert len({float(logits_PK.sum()) for logits_PK in together}) == len(texts)
 

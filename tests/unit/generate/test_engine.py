@@ -4,16 +4,18 @@ Legend: N images, T tokens, D width, K codes, P cells, h and w codes per side.
 """
 
 import copy
+import warnings
 from collections import Counter
 
 import pytest
 import torch
+from painted_logits import logits_of
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from arra.generate import engine
-from arra.generate.engine import PROMPT_STEP, Request, paint
-from arra.generate.sampling import sample
+from arra.generate.engine import Engine
+from arra.generate.lane import PREFILL_ROWS, PROMPT_STEP
+from arra.generate.request import Painted, Request, RowsPainted
 from arra.generate.settings import Sampling
 from arra.layout import Image, Text
 from arra.models.base import Backbone
@@ -50,29 +52,17 @@ def grown(architecture: str, **extra: object) -> CausalLM:
 
 def off_by(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> float:
     """Largest relative difference between painting's logits and full forwards."""
-    seen: list[Tensor] = []
-
-    def spy(logits_NK: Tensor, uniform_N: Tensor, sampling: Sampling) -> Tensor:
-        seen.append(logits_NK.clone())
-        return sample(logits_NK, uniform_N, sampling)
-
-    monkeypatch.setattr(engine, "sample", spy)
-    requests = [
-        Request(tuple(backbone.condition(c, GRID)), 3) for c in ("a circle", "hello world", "a")
-    ]
-    requests.append(Request((1, *range(3, 40)), 4))  # a batch of its own, in a wider cache
+    asked = [tuple(backbone.condition(c, GRID)) for c in ("a circle", "hello world", "a")]
+    asked.append((1, *range(3, 40)))  # in a wider cache
+    requests = [Request(prefix, 3 + i, GRID, Sampling(cfg=2.0)) for i, prefix in enumerate(asked)]
     null = tuple(backbone.null_condition(GRID))
+    codes, drawn = logits_of(backbone, requests, 4, monkeypatch)
     worst = 0.0
-    for batch in paint(backbone, requests, GRID, Sampling(cfg=2.0), slots=2):
-        drawn_PNK = torch.stack(seen)
-        seen.clear()
-        for row, (index, codes_hw) in enumerate(zip(batch.indices, batch.codes_Nhw, strict=True)):
-            guided_PK, unguided_PK = (
-                full(backbone, prefix, codes_hw) for prefix in (requests[index].prefix, null)
-            )
-            expected_PK = unguided_PK + 2.0 * (guided_PK - unguided_PK)
-            difference = (drawn_PNK[:, row] - expected_PK).abs().max() / expected_PK.abs().max()
-            worst = max(worst, float(difference))
+    for prefix, codes_hw, drawn_PK in zip(asked, codes, drawn, strict=True):
+        guided_PK, unguided_PK = (full(backbone, each, codes_hw) for each in (prefix, null))
+        expected_PK = unguided_PK + 2.0 * (guided_PK - unguided_PK)
+        difference = (drawn_PK - expected_PK).abs().max() / expected_PK.abs().max()
+        worst = max(worst, float(difference))
     return worst
 
 
@@ -94,7 +84,7 @@ def full(backbone: Backbone, prefix: tuple[int, ...], codes_hw: Tensor) -> Tenso
         ("phi", {}),  # half-rotary, a bias on the head
         ("mistral", {"sliding_window": 10}),  # a window shorter than the sequence
         ("gemma2", {"head_dim": 16, "sliding_window": 10, "final_logit_softcapping": 5.0}),
-        ("recurrent_gemma", {"head_dim": 16, "attention_window_size": 64}),  # a state besides
+        ("qwen3", {"head_dim": 16, "tie_word_embeddings": False}),  # norms of queries and keys
     ],
 )
 def test_other_architectures_paint_what_they_predict(
@@ -111,62 +101,193 @@ def test_plain_attention_is_exact_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert off_by(backbone, monkeypatch) < 1e-12
 
 
+def request(prompt: int, seed: int = 0, cfg: float = 3.0, grid: tuple[int, int] = GRID) -> Request:
+    return Request((1,) * prompt, seed, grid, Sampling(cfg=cfg))
+
+
 def test_shapes_follow_from_slots_and_the_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = grown("llama")
-    shapes: list[tuple[int, int]] = []
-    step, caches = backbone.step, Counter[int]()
+    steps, prefills = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
+    step, prefill = backbone.step, backbone.prefill
 
-    def recording(
-        ids_BT: Tensor, positions_BT: Tensor, mask_BC: Tensor, cache: object, text: None = None
-    ) -> Tensor:
-        assert text is None
-        shapes.append(tuple(ids_BT.shape))
-        caches[id(cache)] += 1
-        assert not mask_BC[:, 0].any(), "one padding column at least"
-        return step(ids_BT, positions_BT, mask_BC, cache)
+    def stepping(ids_BT: Tensor, *rest: object) -> Tensor:
+        steps[tuple(ids_BT.shape)] += 1
+        return step(ids_BT, *rest)
 
-    monkeypatch.setattr(backbone, "step", recording)
-    lengths = [1, 15, 16, 31, 15, 2, 16]
-    requests = [Request((1,) * n, i) for i, n in enumerate(lengths)]
-    batches = list(paint(backbone, requests, GRID, Sampling(cfg=3.0), slots=3))
-    assert [b.indices for b in batches] == [[0, 1, 4], [5], [2, 3, 6]]
-    assert {rows for rows, _ in shapes} == {6}
-    opening = 3  # begin and two sizes
-    prefills = [width for _, width in shapes if width > 2]
-    assert prefills == [PROMPT_STEP + opening] * 2 + [2 * PROMPT_STEP + opening]
-    assert {width for _, width in shapes} - set(prefills) == {1}
-    # The last row's end and the image's end are known and change nothing: they are not computed.
-    assert len(shapes) == 3 * (GRID[0] * GRID[1] + GRID[0] - 1)
-    assert len(caches) == 2, "batches of one width share a cache"
+    def beginning(ids_BT: Tensor, *rest: object) -> Tensor:
+        prefills[tuple(ids_BT.shape)] += 1
+        return prefill(ids_BT, *rest)
+
+    monkeypatch.setattr(backbone, "step", stepping)
+    monkeypatch.setattr(backbone, "prefill", beginning)
+    lengths = [1, 10, 14, 29, 10, 2, 14]  # of the prompt; begin and two sizes come with it
+    engine = Engine(backbone, slots=10)
+    engine.paint([request(n, i) for i, n in enumerate(lengths)])
+    assert set(steps) == {(10, 1)}
+    # For the first five pictures, three rows with their prompts and five without in 16 columns, two
+    # with in 32; then for two pictures.
+    assert prefills == {(PREFILL_ROWS, PROMPT_STEP): 1 + 1, (PREFILL_ROWS, 2 * PROMPT_STEP): 1 + 1}
+    # The last row's end and the image's end are known and change nothing: they are not computed,
+    # and neither is what follows from the last code.
+    assert engine.forwards == sum(steps.values()) == 2 * (GRID[0] * (GRID[1] + 1) - 2)
 
 
 def test_a_used_cache_changes_nothing() -> None:
-    """The second batch in a cache equals the first in a fresh one, bit for bit."""
+    """A picture where another one was equals one in a fresh cache, bit for bit."""
+    backbone, requests = grown("llama"), [request(3, 1), request(2, 2)]
+    engine = Engine(backbone, slots=2)
+    both = engine.paint(requests)
+    assert torch.equal(both[1], Engine(backbone, slots=2).paint(requests[1:])[0])
+    assert torch.equal(engine.paint(requests)[0], both[0])
+
+
+def test_pictures_of_many_kinds_side_by_side() -> None:
+    """Sizes, guidance, filters and moments of their own; each as it is alone, bit for bit."""
     backbone = grown("llama")
-    requests = [Request((1, 5, 9), 1), Request((1, 7), 2)]
-    both = list(paint(backbone, requests, GRID, Sampling(cfg=2.0), slots=1))
-    alone = list(paint(backbone, requests[1:], GRID, Sampling(cfg=2.0), slots=1))
-    assert torch.equal(both[1].codes_Nhw, alone[0].codes_Nhw)
+    kinds = [
+        Sampling(cfg=3.0),
+        Sampling(cfg=1.0, top_k=3),
+        Sampling(cfg=2.0, temperature=0.0),
+        Sampling(cfg=0.0, top_p=0.6),
+        Sampling(cfg=4.0, cfg_interval=(0.3, 0.7)),
+    ]
+    grids = [(3, 3), (2, 4), (1, 2)]
+    requests = [Request((1,) * (1 + 7 * i % 20), i, grids[i % 3], kinds[i % 5]) for i in range(20)]
+    engine = Engine(backbone, slots=6)
+    together: dict[int, Tensor] = {}
+    waiting = list(requests)
+    for _ in range(2):
+        engine.submit(waiting.pop(0))
+    for events in engine.events():
+        for event in events:
+            assert isinstance(event, Painted)
+            together[event.ticket] = event.codes_hw
+        for one in waiting[:2]:
+            engine.submit(one)
+        del waiting[:2]
+    assert sorted(together) == list(range(20))
+    for ticket, one in enumerate(requests):
+        (alone,) = Engine(backbone, slots=6).paint([one])
+        assert alone.shape == one.grid
+        assert torch.equal(alone, together[ticket])
+
+
+def test_guidance_only_in_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = grown("llama")
+    null, prefix = tuple(backbone.null_condition(GRID)), (1, 5, 9)
+    sampling = Sampling(cfg=3.0, cfg_interval=(1 / 3, 2 / 3))
+    one = Request(prefix, 0, GRID, sampling)
+    (codes_hw,), (drawn_PK,) = logits_of(backbone, [one], 2, monkeypatch)
+    guided_PK, unguided_PK = (full(backbone, each, codes_hw) for each in (prefix, null))
+    scale_P1 = torch.tensor([1.0] * 3 + [3.0] * 3 + [1.0] * 3)[:, None]
+    expected_PK = unguided_PK + scale_P1 * (guided_PK - unguided_PK)
+    assert (drawn_PK - expected_PK).abs().max() < 1e-5 * expected_PK.abs().max()
+
+
+def test_rows_are_told_as_they_are_painted() -> None:
+    backbone = grown("llama")
+    streamed = Request((1,), 0, GRID, Sampling(cfg=2.0), streamed=True)
+    engine = Engine(backbone, slots=4)
+    engine.submit(streamed)
+    engine.submit(request(2))
+    told = [event for events in engine.events() for event in events]
+    rows = [event.codes_hw for event in told if isinstance(event, RowsPainted)]
+    (whole,) = [e.codes_hw for e in told if isinstance(e, Painted) and e.ticket == 0]
+    assert [len(codes) for codes in rows] == [1, 2]
+    assert all(torch.equal(codes, whole[: len(codes)]) for codes in rows)
+
+
+def test_a_cancelled_request_frees_its_rows_at_once() -> None:
+    backbone = grown("llama")
+    engine = Engine(backbone, slots=2)
+    streamed = Request((1,), 0, GRID, Sampling(cfg=2.0), streamed=True)
+    first, second, third = (
+        engine.submit(streamed),
+        engine.submit(request(2)),
+        engine.submit(request(3)),
+    )
+    events = engine.events()
+    next(events)  # one row of the first is there
+    before = engine.forwards
+    assert engine.cancel(first)
+    assert engine.cancel(third), "one that waits can be cancelled too"
+    assert not engine.cancel(first)
+    [[painted]] = list(events)
+    assert isinstance(painted, Painted)
+    assert painted.ticket == second
+    assert engine.forwards - before == GRID[0] * (GRID[1] + 1) - 2, (
+        "the second began in the next step"
+    )
+    assert torch.equal(painted.codes_hw, Engine(backbone, slots=2).paint([request(2)])[0])
+    assert not engine.cancel(second)
+
+
+@pytest.mark.parametrize("words", ["", "DefaultCPUAllocator: can't allocate memory"])
+def test_where_memory_runs_out_fewer_are_painted_at_a_time(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = grown("llama")
+    requests = [request(2 + i, i) for i in range(5)]
+    step, most = backbone.step, [4]
+
+    def short(ids_BT: Tensor, *rest: object) -> Tensor:
+        if len(ids_BT) > most[0]:
+            raise RuntimeError(words) if words else torch.OutOfMemoryError("CUDA out of memory")
+        return step(ids_BT, *rest)
+
+    monkeypatch.setattr(backbone, "step", short)
+    engine = Engine(backbone, slots=16)
+    with pytest.warns(UserWarning, match="memory ran out: painting goes on with --slots 4"):
+        codes = engine.paint(requests)
+    assert engine.slots == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = Engine(backbone, slots=4).paint(requests)
+    assert all(map(torch.equal, codes, expected))
+    most[0] = 1
+    with (
+        pytest.warns(UserWarning, match="memory ran out"),
+        pytest.raises(ValueError, match="memory does not suffice to paint one picture"),
+    ):
+        Engine(backbone, slots=4).paint(requests)
+
+
+def test_other_mistakes_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = grown("llama")
+
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(backbone, "step", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        Engine(backbone, slots=2).paint([request(1)])
 
 
 def test_nothing_to_paint() -> None:
-    assert list(paint(grown("llama"), [], GRID, Sampling(), slots=2)) == []
+    assert Engine(grown("llama"), slots=2).paint([]) == []
 
 
-def test_an_image_longer_than_the_model_is_refused() -> None:
-    backbone, requests = grown("llama"), [Request((1,), 0)]
+def test_what_cannot_be_painted_is_refused() -> None:
+    backbone = grown("llama")
     # 9 x 9 codes, 9 row ends, begin, end and two sizes leave 2 of 96 tokens
-    assert len(list(paint(backbone, requests, (9, 9), Sampling(), slots=1))) == 1
+    assert Engine(backbone, 2).paint([request(1, grid=(9, 9))])[0].shape == (9, 9)
     with pytest.raises(ValueError, match=r"needs 104 tokens besides the prompt.* takes 96 in all"):
-        list(paint(backbone, requests, (10, 9), Sampling(), slots=1))
+        Engine(backbone, 2).submit(request(1, grid=(10, 9)))
+    with pytest.raises(
+        ValueError, match=r"the prompt has 3 tokens, but beside the image .* takes 2"
+    ):
+        Engine(backbone, 2).submit(request(3, grid=(9, 9)))
     with pytest.raises(ValueError, match="--slots must be at least 1"):
-        list(paint(backbone, [], GRID, Sampling(), slots=0))
+        Engine(backbone, 0)
+    with pytest.raises(ValueError, match="takes two rows of a forward pass, but --slots is 1"):
+        Engine(backbone, 1).submit(request(1))
+    assert Engine(backbone, 1).paint([request(1, cfg=1.0)])[0].shape == GRID
 
 
-def test_damaged_weights_are_named() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_damaged_weights_are_named(temperature: float) -> None:
     backbone = grown("llama")
     with torch.no_grad():
         backbone.blocks[0].mlp.up_proj.weight[0, 0] = torch.nan
-    for temperature in (0.0, 1.0):
-        with pytest.raises(ValueError, match="logits are not finite"):
-            list(paint(backbone, [Request((1,), 0)], GRID, Sampling(3.0, temperature), slots=2))
+    with pytest.raises(ValueError, match="logits are not finite"):
+        Engine(backbone, 2).paint([Request((1,), 0, GRID, Sampling(3.0, temperature))])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from arra.files import read_json
 from arra.generate import pictures
 from arra.generate.pictures import generate, read_prompts
 from arra.generate.pipeline import Pipeline
+from arra.generate.request import Request
 from arra.generate.settings import GenerateConfig
 
 PROMPTS = ("a red circle", "two blue squares left of a line")
@@ -34,7 +36,13 @@ def test_the_folder(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     names = ["00000-0.png", "00000-1.png", "00001-0.png", "00001-1.png"]
     assert sorted(contents(out)) == [*names, "grid.png", "images.jsonl", "settings.json"]
     lines = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
-    sampling = {"cfg": 2.0, "temperature": 1.0, "top_k": 9, "top_p": 1.0}
+    sampling = {
+        "cfg": 2.0,
+        "temperature": 1.0,
+        "top_k": 9,
+        "top_p": 1.0,
+        "cfg_interval": [0.0, 1.0],
+    }
     assert lines == [
         {"file": name, "prompt": PROMPTS[i // 2], "seed": 5 + i % 2} | sampling
         for i, name in enumerate(names)
@@ -57,13 +65,13 @@ def test_the_same_command_paints_only_what_is_missing(
     wanted = config(exported, tmp_path / "pics")
     before = contents(generate(wanted))
     painted: list[str] = []
-    paint = Pipeline.paint
+    requests = Pipeline.requests
 
-    def counting(self: Pipeline, prompts: list[str], *rest: object) -> object:
+    def counting(self: Pipeline, prompts: list[str], *rest: Any) -> list[Request]:
         painted.extend(prompts)
-        return paint(self, prompts, *rest)
+        return requests(self, prompts, *rest)
 
-    monkeypatch.setattr(Pipeline, "paint", counting)
+    monkeypatch.setattr(Pipeline, "requests", counting)
     generate(wanted)
     assert painted == []
     (tmp_path / "pics" / "00001-0.png").unlink()
@@ -87,7 +95,7 @@ def test_stopped_half_way_it_ends_at_the_same_bytes(
         with pytest.raises(OSError, match="No space"):
             generate(config(exported, tmp_path / "half"))
     half = contents(tmp_path / "half")
-    assert len(half) == 3, "settings and one batch"
+    assert len(half) == 2, "settings and the first picture"
     assert "images.jsonl" not in half, "the list says that all are finished"
     assert contents(generate(config(exported, tmp_path / "half"))) == before
 
@@ -200,7 +208,7 @@ def test_the_command(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read_json(tmp_path / "pics" / "settings.json")["top_k"] == 4
     assert main([*command, "--num", "1"]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "--cfg: 1.0 -> 3.0, --top-k: 4 -> 0, --slots: 1 -> 16" in told
+    assert "--cfg: 1.0 -> 3.0, --top-k: 4 -> 0, --slots: 1 -> 32" in told
 
 
 @pytest.mark.parametrize(

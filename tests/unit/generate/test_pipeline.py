@@ -12,7 +12,7 @@ import torch
 
 import arra
 from arra.files import read_json, write_json
-from arra.generate.engine import Request, paint
+from arra.generate.engine import Engine
 from arra.generate.pipeline import Pipeline
 from arra.generate.settings import Sampling
 from arra.image_tokenizers.vq import VQModel
@@ -37,15 +37,13 @@ def test_an_export_opens_with_its_own_defaults(pipe: Pipeline, exported: Path) -
 def test_pictures_codes_and_batches_agree(pipe: Pipeline, backbone: Backbone) -> None:
     prompts, seeds = ["a red circle", "a line of many words and more", "a red circle"], [7, 8, 9]
     codes_Nhw = pipe.codes(prompts, seeds, cfg=2.0, top_k=5, slots=2)
-    requests = [
-        Request(tuple(backbone.condition(p, GRID)), s) for p, s in zip(prompts, seeds, strict=True)
-    ]
-    for batch in paint(backbone, requests, GRID, Sampling(cfg=2.0, top_k=5), 2):
-        assert torch.equal(codes_Nhw[batch.indices], batch.codes_Nhw)
+    sampling = Sampling(cfg=2.0, top_k=5)
+    again = Engine(backbone, 2).paint(pipe.requests(prompts, seeds, sampling))
+    assert torch.equal(codes_Nhw, torch.stack(again))
     images = pipe(prompts, seeds, cfg=2.0, top_k=5, slots=2)
     assert [image.size for image in images] == [(8, 4)] * 3
     assert all(image.mode == "RGB" for image in images)
-    pixels = pipe.decode(codes_Nhw, slots=2)
+    pixels = pipe.decode(codes_Nhw)
     for image, expected in zip(images, pixels, strict=True):
         assert list(image.tobytes()) == expected.permute(1, 2, 0).flatten().tolist()
 
@@ -66,6 +64,41 @@ def test_a_picture_is_the_same_alone_and_among_others(pipe: Pipeline) -> None:
     for index, prompt in enumerate(prompts):
         alone = pipe([prompt], seeds=[index + 1], slots=4)
         assert alone[0].tobytes() == together[index].tobytes()
+
+
+def test_a_picture_comes_row_by_row(pipe: Pipeline) -> None:
+    """Parts of the picture that a call gives: their codes are final, their pixels nearly."""
+    prompts, seeds = ["a red circle", "two blue squares"], [1, 2]
+    whole = pipe(prompts, seeds)
+    codes_Nhw = pipe.codes(prompts, seeds)
+    told = list(pipe.stream(prompts, seeds))
+    heights = [image.size[1] for number, image, _ in told if number == 0]
+    assert heights == [2, 4], "one part per row of codes, the last of them the picture"
+    for number, image, finished in told:
+        if finished:
+            assert image.tobytes() == whole[number].tobytes()
+        else:
+            first = pipe.decode(codes_Nhw[number : number + 1, :1])[0]
+            assert list(image.tobytes()) == first.permute(1, 2, 0).flatten().tolist()
+    assert sum(finished for *_, finished in told) == 2
+
+
+def test_who_stops_listening_stops_the_painting(pipe: Pipeline) -> None:
+    told = pipe.stream(["a red circle"] * 3)
+    next(told)
+    engine = pipe.engine()
+    told.close()
+    assert not pipe.engine().busy
+    assert engine is not None
+    assert len(pipe("a line")) == 1
+
+
+def test_the_engine_and_its_memory_are_kept(pipe: Pipeline) -> None:
+    pipe("a line")
+    engine = pipe.engine()
+    pipe("a dot")
+    assert pipe.engine() is engine
+    assert pipe.engine(8) is not engine
 
 
 def test_bad_calls_are_refused(pipe: Pipeline) -> None:

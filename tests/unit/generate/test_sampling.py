@@ -1,17 +1,22 @@
 """Inverse CDF sampling: exact probabilities, exact filters, nothing shared between rows."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arra.generate.sampling import code_probabilities, guide, sample, uniforms
+from arra.generate.sampling import RowSampling, code_probabilities, guide, sample, uniforms
 from arra.generate.settings import Sampling
 
 PLAIN = Sampling(cfg=1.0)
 LOGITS = torch.tensor([[2.0, 0.5, -1.0, 1.0, 0.0, -3.0]])
+
+
+def rows(sampling: Sampling, count: int = 1) -> RowSampling:
+    return RowSampling.of([sampling] * count)
 
 
 def naive(logits: list[float], sampling: Sampling) -> list[float]:
@@ -45,11 +50,13 @@ def naive(logits: list[float], sampling: Sampling) -> list[float]:
 def test_draws_follow_the_exact_probabilities(sampling: Sampling) -> None:
     """Chi-square at fixed seeds; the exact probabilities to float32's precision."""
     expected = torch.tensor(naive(LOGITS[0].tolist(), sampling), dtype=torch.float64)
-    found = code_probabilities(LOGITS, sampling)[0].double()
+    found = code_probabilities(LOGITS, rows(sampling))[0].double()
     torch.testing.assert_close(found / found.sum(), expected, rtol=1e-6, atol=0)
     draws = 20_000
     uniform_N = uniforms([7], draws)[0]
-    counts = torch.bincount(sample(LOGITS.expand(draws, -1), uniform_N, sampling), minlength=6)
+    counts = torch.bincount(
+        sample(LOGITS.expand(draws, -1), uniform_N, rows(sampling, draws)), minlength=6
+    )
     possible = expected > 0
     assert counts[~possible].sum() == 0
     degrees = int(possible.sum()) - 1
@@ -70,7 +77,7 @@ def test_filters_keep_what_their_definition_keeps(
     """Ties included: integers as logits make many."""
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     values = torch.tensor([logits], dtype=torch.float64)
-    found = code_probabilities(values, sampling)[0]
+    found = code_probabilities(values, rows(sampling))[0]
     kept = (found > 0).sum()
     # A sum that misses top_p by the last bit may keep one code more or less.
     low, high = (
@@ -82,7 +89,7 @@ def test_filters_keep_what_their_definition_keeps(
 
 def test_temperature_0_takes_the_likeliest() -> None:
     logits = torch.randn(5, 9)
-    drawn = sample(logits, torch.rand(5).double(), Sampling(temperature=0.0, top_k=3))
+    drawn = sample(logits, torch.rand(5).double(), rows(Sampling(temperature=0.0, top_k=3), 5))
     assert torch.equal(drawn, logits.argmax(1))
 
 
@@ -90,7 +97,7 @@ def test_temperature_0_takes_the_likeliest() -> None:
 def test_the_ends_of_the_interval_draw_a_possible_code(uniform: float) -> None:
     """0 never draws a leading code without weight, the largest uniform no trailing one."""
     logits = torch.tensor([[-math.inf, -200.0, 1.0, 1.0, 1.0, -200.0, -math.inf]])
-    drawn = int(sample(logits, torch.tensor([uniform], dtype=torch.float64), PLAIN))
+    drawn = int(sample(logits, torch.tensor([uniform], dtype=torch.float64), rows(PLAIN)))
     assert drawn == (2 if uniform == 0 else 4)
 
 
@@ -103,9 +110,24 @@ def test_rows_are_independent_and_uniforms_are_the_seeds() -> None:
     assert uniform_NP.dtype == torch.float64
     uniform_N = uniforms([1], 6)[0]
     for sampling in (PLAIN, Sampling(top_k=5, top_p=0.5)):
-        together = sample(logits, uniform_N, sampling)
-        alone = [sample(logits[i : i + 1], uniform_N[i : i + 1], sampling) for i in range(6)]
+        together = sample(logits, uniform_N, rows(sampling, 6))
+        alone = [sample(logits[i : i + 1], uniform_N[i : i + 1], rows(sampling)) for i in range(6)]
         assert torch.equal(together, torch.cat(alone))
+
+
+def test_rows_with_settings_of_their_own() -> None:
+    """Each as if all had them, to the last bit; one without filters beside one with them."""
+    settings = [PLAIN, Sampling(top_k=5), Sampling(1.0, 0.0), Sampling(1.0, 0.7, 9, 0.5), PLAIN]
+    logits, uniform_N = torch.randn(5, 40), uniforms([3], 5)[0]
+    mixed = RowSampling.of(settings)
+    assert mixed.filtered
+    for row, sampling in enumerate(settings):
+        own = rows(sampling, 5)
+        assert torch.equal(
+            sample(logits, uniform_N, mixed)[row], sample(logits, uniform_N, own)[row]
+        )
+        both = code_probabilities(logits, mixed)[row], code_probabilities(logits, own)[row]
+        assert torch.equal(*both)
 
 
 def test_uniforms_are_these_numbers() -> None:
@@ -134,9 +156,12 @@ def test_guidance_formula() -> None:
         ({"top_p": 0.0}, "--top-p"),
         ({"top_p": 1.01}, "--top-p"),
         ({"top_p": math.nan}, "--top-p"),
+        ({"cfg_interval": (0.5, 0.2)}, "--cfg-interval"),
+        ({"cfg_interval": (-0.1, 1.0)}, "--cfg-interval"),
+        ({"cfg_interval": (0.0, 1.1)}, "--cfg-interval"),
     ],
 )
-def test_bad_values_are_refused_with_their_range(wrong: dict[str, float], flag: str) -> None:
+def test_bad_values_are_refused_with_their_range(wrong: dict[str, Any], flag: str) -> None:
     with pytest.raises(ValueError, match=rf"{flag} must be .*, got "):
         Sampling(**wrong)
     with pytest.raises(ValueError, match=f"{flag} must be"):

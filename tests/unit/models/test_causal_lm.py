@@ -17,7 +17,6 @@ ARCHITECTURES = {
     "qwen3": {"head_dim": 16},
     "gpt2": {},
     "gemma2": {"head_dim": 16, "final_logit_softcapping": 5.0},
-    "recurrent_gemma": {"logits_soft_cap": 5.0},
     "cohere": {"logit_scale": 0.25},
     "granite": {"logits_scaling": 4.0},
     "phi": {},
@@ -129,7 +128,7 @@ def test_probes_catch_a_head_that_is_not_the_models() -> None:
 
 def test_probes_catch_a_tap_that_is_off_by_one() -> None:
     backbone = grown("llama")
-    backbone._blocks = backbone._blocks[1:]
+    backbone._blocks = torch.nn.ModuleList([*backbone._blocks[1:], backbone._blocks[0]])
     with pytest.raises(ValueError, match="tap of block 1"):
         check(backbone)
 
@@ -137,6 +136,9 @@ def test_probes_catch_a_tap_that_is_off_by_one() -> None:
 def test_a_model_without_a_key_value_cache_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="MambaForCausalLM has no key/value cache"):
         check(grown("mamba", state_size=8))
+    # Its recurrent layers keep a state besides, which does not go back row by row.
+    with pytest.raises(ValueError, match="RecurrentGemmaForCausalLM has no key/value cache"):
+        check(grown("recurrent_gemma", logits_soft_cap=5.0))
 
 
 @pytest.mark.parametrize("reentrant", [None, False, True])

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from arra.generate.engine import Request, paint
+from arra.generate.engine import Engine
+from arra.generate.request import Request
 from arra.generate.settings import Sampling
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.vq import to_bytes
@@ -187,9 +188,9 @@ def test_greedy_guided_pictures_are_those_of_transformers(published: Path, backb
         negative_prompt_attention_mask=null["attention_mask"],
         do_sample=False,
     )[:, prompt:]
-    request = Request(tuple(backbone.condition("a red circle", GRID)), 0)
     greedy = Sampling(cfg=3.0, temperature=0.0)
-    ours = next(iter(paint(backbone, [request], GRID, greedy, slots=1))).codes_Nhw
+    request = Request(tuple(backbone.condition("a red circle", GRID)), 0, GRID, greedy)
+    ours = torch.stack(Engine(backbone, slots=2).paint([request]))
     rows = theirs[:, :-3].view(1, height, width + 1)
     assert set(rows[..., -1].flatten().tolist()) == {known["<|extra_200|>"]}
     assert torch.equal(backbone.layout.ids_to_codes(rows[..., :-1]), ours)

@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from arra.generate.engine import Request, paint
+from arra.generate.engine import Engine
+from arra.generate.request import Request
 from arra.generate.settings import Sampling
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.vq import to_bytes
@@ -205,10 +206,9 @@ def test_greedy_guided_pictures_are_those_of_transformers(published: Path, backb
         generation_mode="image",
         do_sample=False,
     )
-    requests = [Request(tuple(backbone.condition(t, GRID)), 0) for t in texts]
-    ours = torch.empty(2, *GRID, dtype=torch.long)
-    for batch in paint(backbone, requests, GRID, Sampling(cfg=5.0, temperature=0.0), slots=2):
-        ours[batch.indices] = batch.codes_Nhw
+    greedy = Sampling(cfg=5.0, temperature=0.0)
+    requests = [Request(tuple(backbone.condition(t, GRID)), 0, GRID, greedy) for t in texts]
+    ours = torch.stack(Engine(backbone, slots=4).paint(requests))
     assert ours.flatten(1).tolist() == theirs.tolist()
     assert len(set(theirs.flatten().tolist())) > 4, "the comparison needs some variety"
     pixels = load_image_tokenizer(published).decode(ours)

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModel
 
 from arra.config import SIZES, ModelConfig
 from arra.foreign import read_foreign, write_original
-from arra.generate.engine import Request, paint
+from arra.generate.engine import Engine
 from arra.generate.pipeline import Pipeline
+from arra.generate.request import Request
 from arra.generate.settings import Sampling
 from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.layout import Image, Text
@@ -111,43 +112,38 @@ def test_caption_logits_are_the_originals(tmp_path: Path, attention: str) -> Non
 
 @pytest.mark.parametrize("kind", ["class", "text"])
 def test_decoding_is_the_originals(tmp_path: Path, kind: str) -> None:
-    """Step by step, behind more left padding as the engine has it."""
-    backbone, pad, text = golden(kind, tmp_path), 3, None
+    """Step by step, each row at a place of its own."""
+    backbone, text = golden(kind, tmp_path), None
     if kind == "class":
         classes = torch.tensor(GOLDEN["class"]["classes"])[:, None] + CODES
         ids = torch.cat([classes, ints("codes", (2, 9), CODES)[:, :-1]], 1)
     else:
         ids, text = captions()
-    first = ids.shape[1] - 8
-    rows, columns = len(ids), pad + ids.shape[1]
-    padded = torch.cat([torch.zeros(rows, pad, dtype=torch.long), ids], 1)
-    positions = (torch.arange(columns) - pad).clamp(min=0).expand(rows, -1)
-    cache = backbone.new_cache(columns)
+    rows, columns = ids.shape
+    first, numbers = columns - 8, torch.arange(rows)
+    cache = backbone.new_cache(rows, columns + 3)
+    logits = torch.empty(rows, 9, CODES)
     for _ in range(2):  # a cache is used again
-        cache.reset()
-        mask = torch.zeros(rows, columns, dtype=torch.bool)
-        mask[:, pad : pad + first] = True
         with torch.no_grad(), backbone.decoding():
-            start = slice(0, pad + first)
-            hidden = [backbone.step(padded[:, start], positions[:, start], mask, cache, text)]
-            for column in range(pad + first, columns):
-                mask[:, column] = True
-                now = slice(column, column + 1)
-                hidden.append(backbone.step(padded[:, now], positions[:, now], mask, cache))
-            logits = backbone.head(torch.stack([h[:, -1] for h in hidden], 1))
+            hidden = backbone.prefill(ids, cache, numbers, text)
+            logits[:, 0] = backbone.head(hidden[:, first - 1])
+            for step in range(8 + rows):  # row b begins b steps later
+                at = (first + step - numbers).clamp(first, columns - 1)
+                hidden = backbone.step(ids.gather(1, at[:, None]), at[:, None], cache)
+                logits[numbers, at - first + 1] = backbone.head(hidden[:, 0])
         assert relative(logits, GOLDEN[kind]["cached"]) <= 1e-5
 
 
 def test_painting_is_the_originals_own_generate(tmp_path: Path) -> None:
     """Greedy codes with guidance 2, through our engine."""
     backbone, expected = golden("class", tmp_path), GOLDEN["class"]
+    sampling = Sampling(cfg=expected["greedy_cfg"], temperature=0)
     requests = [
-        Request(tuple(backbone.condition(str(label), GRID)), 0)
+        Request(tuple(backbone.condition(str(label), GRID)), 0, GRID, sampling)
         for label in expected["greedy_classes"]
     ]
-    sampling = Sampling(cfg=expected["greedy_cfg"], temperature=0)
-    painted = next(paint(backbone, requests, GRID, sampling, slots=4))
-    assert painted.codes_Nhw.flatten(1).tolist() == expected["greedy"]
+    painted = Engine(backbone, slots=4).paint(requests)
+    assert torch.stack(painted).flatten(1).tolist() == expected["greedy"]
 
 
 def test_captions_are_painted_as_by_the_originals_generate(tmp_path: Path) -> None:
@@ -157,14 +153,14 @@ def test_captions_are_painted_as_by_the_originals_generate(tmp_path: Path) -> No
     values, mask = text.values_BND[:2].repeat(2, 1, 1), text.mask_BN[:2].repeat(2, 1)
     both = TextFeatures(values, mask, torch.tensor([False, False, True, True]))
     ids = torch.tensor(backbone.condition("", GRID)).expand(4, -1)
-    cache, columns = backbone.new_cache(SLOTS + 8), torch.arange(SLOTS + 8)
+    cache = backbone.new_cache(4, SLOTS + 8)
     drawn = []
     with torch.no_grad():
         for step in range(9):
-            first = 0 if step == 0 else SLOTS + step - 1
-            here = columns[first : first + ids.shape[1]].expand(4, -1)
-            real = (columns <= here[0, -1]).expand(4, -1)
-            hidden = backbone.step(ids, here, real, cache, both if step == 0 else None)
+            if step == 0:
+                hidden = backbone.prefill(ids, cache, torch.arange(4), both)
+            else:
+                hidden = backbone.step(ids, torch.full((4, 1), SLOTS + step - 1), cache)
             guided, unguided = backbone.head(hidden[:, -1]).chunk(2)
             drawn.append((unguided + expected["greedy_cfg"] * (guided - unguided)).argmax(-1))
             ids = drawn[-1].repeat(2)[:, None]
@@ -361,11 +357,13 @@ def test_attentions_and_cache_agree_in_float64() -> None:
         backbone.model.set_attn_implementation("eager")
         plain = backbone.last_hidden(batch.ids_BT, text)
         rows, length = batch.ids_BT.shape
-        cache, mask = backbone.new_cache(length), torch.ones(rows, length, dtype=torch.bool)
-        positions = torch.arange(length).expand(rows, -1)
-        cached = backbone.step(batch.ids_BT, positions, mask, cache, text)
+        cache = backbone.new_cache(rows, length)
+        begun = backbone.prefill(batch.ids_BT, cache, torch.arange(rows), text)
+        last = torch.full((rows, 1), length - 1)
+        cached = backbone.step(batch.ids_BT[:, -1:], last, cache)
+    torch.testing.assert_close(begun, fused, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(plain, fused, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(cached, fused, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(cached, fused[:, -1:], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("condition", ["class", "text"])
@@ -397,14 +395,16 @@ def test_a_row_and_a_column_turn_by_themselves() -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_painting_gives_legal_codes(guidance: float) -> None:
     backbone, grid = tiny(), (3, 4)
-    requests = [Request(tuple(backbone.condition(name, grid)), 5) for name in ("tench", "red fox")]
     sampling = Sampling(cfg=guidance, top_k=2000)
-    batches = list(paint(backbone, requests, grid, sampling, slots=2))
-    codes = torch.cat([b.codes_Nhw for b in batches])
+    requests = [
+        Request(tuple(backbone.condition(name, grid)), 5, grid, sampling)
+        for name in ("tench", "red fox")
+    ]
+    codes = torch.stack(Engine(backbone, slots=4).paint(requests))
     assert codes.shape == (2, *grid)
     assert ((codes >= 0) & (codes < CODES)).all()
-    alone = next(paint(backbone, requests[1:], grid, sampling, slots=2)).codes_Nhw
-    assert torch.equal(alone[0], codes[1])
+    (alone,) = Engine(backbone, slots=4).paint(requests[1:])
+    assert torch.equal(alone, codes[1])
 
 
 # ---- training ------------------------------------------------------------------------------------

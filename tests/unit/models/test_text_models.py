@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from arra.config import ModelConfig
-from arra.generate.engine import Request, paint
+from arra.generate.engine import Engine
+from arra.generate.request import Request
 from arra.generate.settings import Sampling
 from arra.layout import Image, Text
 from arra.models.base import Backbone
@@ -93,9 +94,9 @@ def test_a_language_model_learns_to_paint_and_stays_one(architecture: str, tmp_p
 
     backbone.model.eval()
     prefix = tuple(backbone.condition(CAPTIONS[0], GRID))
-    (painted,) = paint(backbone, [Request(prefix, 3)], GRID, Sampling(cfg=2.0), slots=2)
-    assert painted.codes_Nhw.shape == (1, *GRID)
-    assert 0 <= int(painted.codes_Nhw.min()) <= int(painted.codes_Nhw.max()) < CODES
+    (codes_hw,) = Engine(backbone, slots=2).paint([Request(prefix, 3, GRID, Sampling(cfg=2.0))])
+    assert codes_hw.shape == GRID
+    assert 0 <= int(codes_hw.min()) <= int(codes_hw.max()) < CODES
 
     backbone.save(tmp_path / "out")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").eval()
