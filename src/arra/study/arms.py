@@ -79,8 +79,8 @@ class StudyConfig:
     """Processes at a time."""
     threads: int = 0
     """CPU threads of each process; 0 = cores / parallel."""
-    slots: int = 64
-    """Images per forward pass when painting."""
+    slots: int = 128
+    """Rows per forward pass when painting; a picture takes two with guidance, one without."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu."""
     title: str = ""
