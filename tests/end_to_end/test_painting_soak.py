@@ -1,7 +1,7 @@
 """Continuous batching under mixed load: pictures join and leave, are cancelled and streamed, and
-each is the one that is painted alone, to the last bit.
+each is the one that is painted alone, to the last bit, and so are the logits it was drawn from.
 
-Legend: n tokens of a caption, F width of its features, h and w codes per side.
+Legend: K codes, n tokens of a caption, F width of its features, h and w codes per side.
 """
 
 import random
@@ -9,11 +9,12 @@ from functools import cache
 
 import pytest
 import torch
+from painted_logits import recorded
 from torch import Tensor
 
 from arra.config import ModelConfig
 from arra.generate.engine import Engine
-from arra.generate.request import Painted, Request, RowsPainted, Steps
+from arra.generate.request import Painted, Request, Steps
 from arra.generate.settings import Sampling
 from arra.models.base import Backbone
 from arra.models.loading import load_for_training
@@ -70,7 +71,7 @@ def any_request(family: str, chance: random.Random) -> Request:
     return Request(prefix, chance.randrange(2**63), grid, sampling, text_nF, streamed)
 
 
-def soak(family: str, count: int) -> None:
+def soak(family: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(family)
     engine = Engine(painter(family), SLOTS)
     requests: dict[int, Request] = {}
@@ -89,35 +90,39 @@ def soak(family: str, count: int) -> None:
         if there:
             cancelled.add(ticket)
 
-    while len(requests) < count or engine.busy:
-        some_join()
-        for events in engine.events():
-            for event in events:
-                assert event.ticket not in cancelled | painted.keys()
-                if isinstance(event, Painted):
-                    painted[event.ticket] = event.codes_hw
-                elif isinstance(event, RowsPainted):
-                    assert requests[event.ticket].streamed
+    with recorded(monkeypatch) as logits_of:
+        while len(requests) < count or engine.busy:
             some_join()
-            if chance.random() < 0.08:
-                one_leaves()
+            for events in engine.events():
+                for event in events:
+                    assert event.ticket not in cancelled | painted.keys()
+                    assert isinstance(event, Painted) or requests[event.ticket].streamed
+                    if isinstance(event, Painted):
+                        painted[event.ticket] = event.codes_hw
+                some_join()
+                if chance.random() < 0.08:
+                    one_leaves()
     assert painted.keys() | cancelled == requests.keys()
     assert 0 < len(cancelled) < count / 2
     for ticket, codes_hw in painted.items():
-        alone_hw = Engine(painter(family), SLOTS).paint([requests[ticket]])[0]
+        with recorded(monkeypatch) as alone:
+            alone_hw = Engine(painter(family), SLOTS).paint([requests[ticket]])[0]
         assert torch.equal(codes_hw, alone_hw), (ticket, requests[ticket])
+        assert torch.equal(torch.stack(logits_of[ticket]), torch.stack(alone[0])), ticket
     assert len({tuple(codes_hw.flatten().tolist()) for codes_hw in painted.values()}) > count / 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_picture_is_the_one_painted_alone(family: str) -> None:
-    soak(family, 40)
+def test_each_picture_is_the_one_painted_alone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soak(family, 40, monkeypatch)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
-def test_500_mixed_requests(family: str) -> None:
-    soak(family, 500)
+def test_500_mixed_requests(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    soak(family, 500, monkeypatch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
