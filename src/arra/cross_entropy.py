@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Kernel = Literal["ours", "liger"]
 
@@ -58,6 +60,34 @@ def chunked_cross_entropy(
     return _ChunkedCrossEntropy.apply(
         hidden_ND, labels_N, head, vocabulary_V, with_z, chunk, *parameters
     )
+
+
+def position_losses(
+    hidden_ND: Tensor,
+    labels_N: Tensor,
+    head: nn.Module,
+    *,
+    vocabulary_V: Tensor | None = None,
+    chunk: int = 1024,
+) -> Tensor:
+    """(N,) of -log p(label), of at least float32, for losses that are no plain sum of them.
+
+    What is to be multiplied with each position is known in the backward pass only, so a chunk's
+    logits are forgotten after the forward pass and computed again: one more product with the head
+    than `chunked_cross_entropy`.
+
+    Args:
+        head, vocabulary_V, chunk: as there.
+    """
+    parts = [
+        checkpoint(
+            *(_losses_of, hidden_ND[part], labels_N[part], head, vocabulary_V),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for part in _parts(len(hidden_ND), chunk)
+    ]
+    return torch.cat([hidden_ND.new_zeros(0, dtype=wide(hidden_ND)), *parts])
 
 
 def kernel_for(
@@ -157,6 +187,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             _weighted(rest[j::each], outer[:terms]).to(dtype) for j, dtype in enumerate(ctx.dtypes)
         ]
         return (hidden_grad, None, None, None, None, None, *grads)
+
+
+def _losses_of(
+    hidden_RD: Tensor, labels_R: Tensor, head: nn.Module, vocabulary_V: Tensor | None
+) -> Tensor:
+    logits_RV, labels_R = _logits(hidden_RD, labels_R, head, vocabulary_V)
+    return F.cross_entropy(logits_RV.to(wide(logits_RV)), labels_R, reduction="none")
 
 
 def _logits(

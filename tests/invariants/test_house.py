@@ -79,6 +79,7 @@ ONLY = {
     "arra.layout": ("arra.batch",),
     "arra.cross_entropy": (),
     "arra.objective": ("arra.cross_entropy", "arra.batch"),
+    "arra.contrastive": ("arra.cross_entropy", "arra.batch", "arra.objective"),
     "arra.resolve": ("arra.files",),
 }
 # What a part must never import, not even inside a function. The way down is
