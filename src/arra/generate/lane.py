@@ -30,7 +30,7 @@ PREFILL_ROWS = 8
 
 
 @dataclass
-class _Seat:
+class Seat:
     """A picture being painted."""
 
     ticket: int
@@ -43,9 +43,14 @@ class _Seat:
     def finished(self) -> bool:
         return self.done == len(self.steps.forced)
 
+    @property
+    def rows_painted(self) -> int:
+        """Whole rows of codes."""
+        return self.steps.cells_before[self.done] // self.request.grid[1]
+
 
 @dataclass
-class _State:
+class State:
     """What decides each row's next token; a row of its own in every tensor."""
 
     leader_R: Tensor  # the guided row of the row's picture
@@ -64,7 +69,7 @@ class _State:
     hidden_RD: Tensor | None = field(default=None)  # what the next token follows from
 
     @classmethod
-    def idle(cls, rows: int, columns: int, device: torch.device) -> "_State":
+    def idle(cls, rows: int, columns: int, device: torch.device) -> "State":
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -100,10 +105,10 @@ class Lane:
     ) -> None:
         self.backbone, self.rows, self.columns = backbone, rows, columns
         self.forwards = 0  # decode steps of all rows, prompts not counted
-        self._seats: dict[int, _Seat] = {}
+        self._seats: dict[int, Seat] = {}
         self._free = list(range(rows))
         self._cache = backbone.new_cache(rows, columns)
-        self._state = _State.idle(rows, columns, backbone.device)
+        self._state = State.idle(rows, columns, backbone.device)
         self._code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
         self._filtered = False
         self._draw_now, self._feed_now = self._draw, self._feed
@@ -134,7 +139,7 @@ class Lane:
             assert len(rows) == request.rows, "there are not so many rows free"
             del self._free[: request.rows]
             steps = Steps.of(self.backbone.layout, request.grid)
-            self._seats[ticket] = _Seat(ticket, request, rows, steps)
+            self._seats[ticket] = Seat(ticket, request, rows, steps)
             seats.append(self._seats[ticket])
         if seats:
             self._prepare(seats)
@@ -156,7 +161,7 @@ class Lane:
 
     # ---- beginning ------------------------------------------------------------------------------
 
-    def _prepare(self, seats: Sequence[_Seat]) -> None:
+    def _prepare(self, seats: Sequence[Seat]) -> None:
         """Writes what decides these pictures into their rows."""
         state = self._state
         for seat in seats:
@@ -176,7 +181,7 @@ class Lane:
             state.top_k_R[rows], state.top_p_R[rows] = sampling.top_k, sampling.top_p
             self._filtered |= filters(sampling)
 
-    def _prefixes(self, seat: _Seat) -> list[list[int]]:
+    def _prefixes(self, seat: Seat) -> list[list[int]]:
         """What stands before the first code, for each of a picture's rows."""
         request = seat.request
         prefixes = [list(request.prefix)]
@@ -184,13 +189,13 @@ class Lane:
             prefixes.append(list(self.backbone.without_prompt(request.prefix, request.grid)))
         return [[*prefix, *seat.steps.opening] for prefix in prefixes]
 
-    def _prefill(self, seats: Sequence[_Seat]) -> None:
+    def _prefill(self, seats: Sequence[Seat]) -> None:
         """Prompts and opening tokens, rows of one width together."""
-        groups: dict[int, list[_Opening]] = {}
+        groups: dict[int, list[Opening]] = {}
         for seat in seats:
             for number, prefix in enumerate(self._prefixes(seat)):
                 row, unguided = seat.rows[number], number > 0
-                opening = _Opening(row, prefix, seat.request.text_nF, unguided)
+                opening = Opening(row, prefix, seat.request.text_nF, unguided)
                 groups.setdefault(self._width(len(prefix)), []).append(opening)
         at_once = min(self.rows, PREFILL_ROWS)
         for width, openings in sorted(groups.items()):
@@ -200,7 +205,7 @@ class Lane:
     def _width(self, length: int) -> int:
         return min(-(-length // PROMPT_STEP) * PROMPT_STEP, self.backbone.max_length)
 
-    def _begin(self, openings: Sequence["_Opening"], at_once: int, width: int) -> None:
+    def _begin(self, openings: Sequence["Opening"], at_once: int, width: int) -> None:
         device, pad = self.backbone.device, self.backbone.layout.pad
         idle = at_once - len(openings)
         ids = [[*each.prefix, *([pad] * (width - len(each.prefix)))] for each in openings]
@@ -226,38 +231,51 @@ class Lane:
     # ---- going on -------------------------------------------------------------------------------
 
     def advance(self) -> list[Event]:
-        """Paints one token in every row; what is finished leaves."""
+        """Goes on with every row; what is finished leaves."""
         assert self._seats, "nobody sits here"
-        token_R = self._draw_now(self._filtered)
-        if any(seat.done + 1 < len(seat.steps.forced) for seat in self._seats.values()):
-            self._feed_now(token_R)
-            self.forwards += 1
-        finished, shown = [], []
-        for seat in self._seats.values():
-            seat.done += 1
-            if seat.finished:
-                finished.append(seat)
-            elif seat.request.streamed and self._row_ended(seat):
-                shown.append(seat)
+        seats = list(self._seats.values())
+        before = {seat.ticket: seat.rows_painted for seat in seats if seat.request.streamed}
+        self._go_on()
+        finished = [seat for seat in seats if seat.finished]
+        shown = [
+            seat
+            for seat in seats
+            if seat.ticket in before
+            and not seat.finished
+            and seat.rows_painted > before[seat.ticket]
+        ]
         events: list[Event] = [RowsPainted(seat.ticket, self._codes(seat)) for seat in shown]
         if finished:
             self._check_finite(finished)
-            events += [Painted(seat.ticket, self._codes(seat)) for seat in finished]
+            events += [self._painted(seat) for seat in finished]
             for seat in finished:
                 self.release(seat.ticket)
         return events
 
-    def _row_ended(self, seat: _Seat) -> bool:
-        before, now = seat.steps.cells_before[seat.done - 1 : seat.done + 1]
-        return now > before and now % seat.request.grid[1] == 0
+    def _go_on(self) -> None:
+        """Paints one token in every row."""
+        token_R = self._draw_now(self._filtered)
+        if any(seat.done + 1 < len(seat.steps.forced) for seat in self._seats.values()):
+            self._feed_now(token_R)
+            self.forwards += 1
+        for seat in self._seats.values():
+            seat.done += 1
 
-    def _codes(self, seat: _Seat) -> Tensor:
-        """A picture's codes up to now, (h, w)."""
-        drawn_S = self._state.drawn_RS[seat.rows[0], : seat.done].cpu()
-        is_code = [token < 0 for token in seat.steps.forced[: seat.done]]
-        return drawn_S[torch.tensor(is_code)].view(-1, seat.request.grid[1])
+    def _codes(self, seat: Seat) -> Tensor:
+        """A picture's whole rows of codes up to now, (h, w)."""
+        drawn_S = self._drawn(seat)[: seat.done].cpu()
+        is_code_S = torch.tensor([token < 0 for token in seat.steps.forced[: seat.done]])
+        width = seat.request.grid[1]
+        return drawn_S[is_code_S][: seat.rows_painted * width].view(-1, width)
 
-    def _check_finite(self, seats: Sequence[_Seat]) -> None:
+    def _painted(self, seat: Seat) -> Painted:
+        return Painted(seat.ticket, self._codes(seat), forwards=len(seat.steps.forced) - 1)
+
+    def _drawn(self, seat: Seat) -> Tensor:
+        """The code of each of its steps, at least up to where it is."""
+        return self._state.drawn_RS[seat.rows[0]]
+
+    def _check_finite(self, seats: Sequence[Seat]) -> None:
         if not self._state.finite_R[[seat.rows[0] for seat in seats]].all():
             raise ValueError(
                 "the model's logits are not finite: its weights are damaged or its training "
@@ -300,7 +318,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class _Opening:
+class Opening:
     """A row that begins."""
 
     row: int
@@ -309,7 +327,7 @@ class _Opening:
     unguided: bool
 
 
-def _tables(seat: _Seat) -> tuple[Tensor, Tensor, Tensor]:
+def _tables(seat: Seat) -> tuple[Tensor, Tensor, Tensor]:
     """A picture's forced tokens, uniforms and scales of guidance, one per step (S,)."""
     steps, sampling = seat.steps, seat.request.sampling
     forced_S = torch.tensor(steps.forced)

@@ -36,6 +36,8 @@ class Painted:
 
     ticket: int
     codes_hw: Tensor  # int64, CPU
+    forwards: int  # passes that it took part in, the prompt's not counted
+    kept: int = 0  # codes that were drafts and stayed (speculative decoding)
 
 
 @dataclass(frozen=True)
