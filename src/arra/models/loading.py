@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -91,16 +91,38 @@ def _opened(spec: str | Path, published_format: str | None) -> Backbone:
 
 def _ours(folder: Path) -> Backbone:
     """The painter in a folder that this package wrote: an export or a run."""
-    layout = Layout.from_json(read_json(folder / PIPELINE)["layout"])
-    family = family_of(folder / "model")
     checkpoint = latest_checkpoint(folder)
     if (folder / "checkpoints").is_dir() and checkpoint is None:
         raise ValueError(f"{folder} has no finished checkpoint yet")
     if checkpoint is not None:
         return load_checkpoint(folder, checkpoint)
-    texts = folder / "tokenizer"
-    model = family.open_model(folder / "model")
-    return family.assemble(model, open_text_tokenizer(texts) if texts.is_dir() else None, layout)
+    family, tokenizer, layout, _ = read_skeleton(folder)
+    return family.assemble(family.open_model(folder / "model"), tokenizer, layout)
+
+
+class Skeleton(NamedTuple):
+    """What a folder of ours says of a painter besides its weights and its config."""
+
+    family: type[Backbone]
+    text_tokenizer: PreTrainedTokenizerBase | None
+    layout: Layout
+    base: BaseRecord | None  # of an adapter
+
+
+def read_skeleton(folder: Path) -> Skeleton:
+    """The inverse of `save_skeleton`.
+
+    Raises:
+        ValueError, OSError: a file is missing or damaged.
+    """
+    described = read_json(folder / PIPELINE)
+    texts, adapted = folder / "tokenizer", described.get("adapter")
+    return Skeleton(
+        family_of(folder / "model"),
+        open_text_tokenizer(texts) if texts.is_dir() else None,
+        Layout.from_json(described["layout"]),
+        None if adapted is None else BaseRecord(**adapted),
+    )
 
 
 def load_checkpoint(
@@ -116,14 +138,8 @@ def load_checkpoint(
         ValueError: no averaged weights were kept, or a file is missing, damaged or does not fit.
     """
     part = weights_of(checkpoint, weights)
-    described = read_json(run / PIPELINE)
-    layout = Layout.from_json(described["layout"])
-    family = family_of(run / "model")
-    texts = run / "tokenizer"
-    tokenizer = open_text_tokenizer(texts) if texts.is_dir() else None
-    adapted = described.get("adapter")
-    if adapted is not None:
-        record = BaseRecord(**adapted)
+    family, tokenizer, layout, record = read_skeleton(run)
+    if record is not None:
         return load_merged(family, run, record, read_part(part), checkpoint, tokenizer, layout)
     model = family.empty_model(run / "model")
     load_part(part, own_tensors(model))

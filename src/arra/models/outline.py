@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 
 from arra.config import ModelConfig
 from arra.files import read_json
-from arra.layout import Layout
 from arra.models.base import Backbone, Grid
 from arra.models.causal_lm import CausalLM, grow
 from arra.models.families import family_of
 from arra.models.folders import cast_weights, open_text_tokenizer
-from arra.models.loading import PIPELINE, load_for_training
+from arra.models.loading import PIPELINE, load_for_training, read_skeleton
 from arra.resolve import resolve_folder
 
 ASSUMED_CODES = 16384
@@ -67,9 +66,7 @@ def outline_for_training(
     inner = folder / "model" if ours else folder
     family = family_of(inner)
     if ours:
-        layout = Layout.from_json(read_json(folder / PIPELINE)["layout"])
-        texts = folder / "tokenizer"
-        tokenizer = open_text_tokenizer(texts) if texts.is_dir() else None
+        _, tokenizer, layout, _ = read_skeleton(folder)
         backbone: Backbone = family.assemble(family.empty_model(inner), tokenizer, layout)
     elif family is not CausalLM:
         outlined = _without_weights(family)

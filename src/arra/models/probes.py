@@ -44,8 +44,10 @@ def check(backbone: Backbone) -> None:
 
 
 def has_values(model: nn.Module) -> bool:
-    """False for a model that is only planned with (models/outline.py): no memory behind tensors."""
-    return not isinstance(next(model.parameters()), FakeTensor)
+    """False where there is no memory behind tensors: for a model that is only planned with
+    (models/outline.py), or that gets its weights later."""
+    some = next(model.parameters())
+    return not isinstance(some, FakeTensor) and not some.is_meta
 
 
 @contextmanager

@@ -6,6 +6,7 @@ base is written once, as RUN/base, unless it is a folder that a user already has
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from transformers.pytorch_utils import Conv1D
 
 from arra.config import LoraConfig, TrainConfig
 from arra.files import atomic_dir, read_json
-from arra.layout import Layout
 from arra.models.adapted import (
     OWN_BASE,
     Adapter,
@@ -27,21 +27,31 @@ from arra.models.adapted import (
     task_type,
 )
 from arra.models.base import Backbone
-from arra.models.families import family_of
-from arra.models.folders import cast_weights, open_text_tokenizer, without_progress_bar
+from arra.models.folders import cast_weights, without_progress_bar
 from arra.models.four_bits import Compute, linear_layers, quantize, require_bitsandbytes
-from arra.models.loading import PIPELINE
+from arra.models.loading import PIPELINE, read_skeleton
 from arra.models.run_folder import latest_checkpoint
 from arra.resolve import resolve_folder
+from arra.train.world import World
+
+
+@dataclass
+class Opened:
+    """What a run trains: a backbone, whole or by an adapter around it, whose base is on record."""
+
+    backbone: Backbone
+    adapter: Adapter | None = None
+    base: BaseRecord | None = None
 
 
 def adapted_backbone(
-    config: TrainConfig, run: Path, device: torch.device, load: Callable[[], Backbone]
-) -> tuple[Backbone, Adapter, BaseRecord]:
+    config: TrainConfig, run: Path, world: World, load: Callable[[], Backbone]
+) -> Opened:
     """The backbone that an adapter run trains, its base read from where a resume will read it.
 
     Args:
-        device: where 4-bit layers are made; the caller moves what is not quantised.
+        world: the processes that call this; on its device 4-bit layers are made. The caller moves
+            what is not quantised.
         load: the backbone as a full run would start from it; called only when the run is new.
 
     Raises:
@@ -50,29 +60,26 @@ def adapted_backbone(
     import_peft()
     if config.lora.quantize != "none":
         require_bitsandbytes("--lora.quantize 4bit")
-    if (run / PIPELINE).is_file():
-        described = read_json(run / PIPELINE)
-        record = BaseRecord(**described["adapter"])
-        family = family_of(run / "model")
-        texts = run / "tokenizer"
-        tokenizer = open_text_tokenizer(texts) if texts.is_dir() else None
-        layout = Layout.from_json(described["layout"])
+    if world.on_main((run / PIPELINE).is_file):
+        family, tokenizer, layout, record = read_skeleton(run)
+        assert record is not None, "the run was begun with an adapter"
     else:
         backbone = load()
         family, tokenizer, layout = type(backbone), backbone.text_tokenizer, backbone.layout
-        record = _record(config, run, backbone)
+        record = world.on_main(lambda: _record(config, run, backbone))
         del backbone
     whole = family.assemble(family.open_model(record.folder(run)), tokenizer, layout)
     whole.set_attention(config.model.attention)
     if record.four_bits is not None:
-        quantize(whole, record.four_bits, device)
+        quantize(whole, record.four_bits, world.device)
     if config.model.dtype == "float32":
         cast_weights(whole.model, torch.float32)
     adapted, adapter = put_on(whole, peft_config(whole, config.lora), config.seed)
     moving = sum(t.numel() for t in adapter.tensors.values())
     where = record.name(run)
-    print(f"adapter of rank {config.lora.rank}: {moving:,} parameters train, base {where}")
-    return adapted, adapter, record
+    if world.is_main:
+        print(f"adapter of rank {config.lora.rank}: {moving:,} parameters train, base {where}")
+    return Opened(adapted, adapter, record)
 
 
 def peft_config(backbone: Backbone, config: LoraConfig) -> Any:

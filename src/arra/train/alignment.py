@@ -69,9 +69,12 @@ def online_targets(
 
 
 def objective_of(
-    config: TrainConfig, backbone: Backbone, found: Mapping[str, TargetValues]
+    config: TrainConfig,
+    backbone: Backbone,
+    found: Mapping[str, TargetValues],
+    device: torch.device,
 ) -> Objective:
-    """The objective for the targets found.
+    """The objective for the targets found, on the CPU; `device` is where it will compute.
 
     Raises:
         ValueError: positions, text or vocabulary that this model does not have.
@@ -111,7 +114,7 @@ def objective_of(
         kernel=kernel_for(
             config.engine.cross_entropy,
             backbone.head,
-            backbone.device,
+            device,
             restricted=vocabulary is not None,
             with_z=config.loss.z > 0,
         ),

@@ -84,6 +84,11 @@ class Engine:
                 hook.remove()
 
 
+def is_sharded(config: TrainConfig, world: World) -> bool:
+    """Whether the processes of a run hold shards of its weights."""
+    return world.size > 1 and config.engine.parallel != "ddp"
+
+
 def engine_of(
     step: nn.Module,
     blocks: nn.ModuleList,
@@ -99,9 +104,9 @@ def engine_of(
     Raises:
         ValueError: the flags do not fit one another, or the number of processes.
     """
-    if world.size == 1:
-        return Engine(step, world)
-    if config.engine.parallel == "ddp":
+    if not is_sharded(config, world):
+        if world.size == 1:
+            return Engine(step, world)
         return Engine(_replicated(step, config, world.device), world)
     _check_sharding(config)
     mesh = _mesh(config.engine, world)

@@ -1,7 +1,8 @@
 """From a config to everything that the loop holds: data, backbone, objective, optimizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from arra.config import TrainConfig
 from arra.data.loader import Loader, MicroBatch
 from arra.data.manifest import Manifest, read_manifest
 from arra.data.shards import Dataset
-from arra.data.split import Captions, Split
+from arra.data.split import Split
 from arra.data.targets import TargetValues
 from arra.data.views import common_grid
 from arra.device import cpu_has_bfloat16
 from arra.files import read_json
 from arra.image_tokenizers import load_image_tokenizer
-from arra.models.adapted import Adapter, BaseRecord
+from arra.models.adapted import Adapter
 from arra.models.base import Backbone
 from arra.models.loading import (
     PIPELINE,
@@ -28,12 +29,13 @@ from arra.models.loading import (
 )
 from arra.objective import Objective, Terms
 from arra.resolve import resolve_folder
-from arra.train.adapters import adapted_backbone
+from arra.train.adapters import Opened, adapted_backbone
 from arra.train.alignment import objective_of, online_targets, target_names
 from arra.train.blocks import engage
+from arra.train.first_weights import FirstWeights, open_on_main
 from arra.train.guard import Guard
 from arra.train.optim import Average, build_optimizer
-from arra.train.parallel import Engine, after_wrapping, engine_of
+from arra.train.parallel import Engine, after_wrapping, engine_of, is_sharded
 from arra.train.signs import Signs
 from arra.train.splits import open_splits
 from arra.train.state import State, trained_tensors
@@ -96,30 +98,40 @@ def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
             f"right one as --image-tokenizer, or prepare the data again"
         )
     codebook_KC = tokenizer.codebook.detach()
-    backbone, adapter, record = _backbone(config, folder, device, codebook_KC, dataset)
-    if backbone.model.dtype == torch.bfloat16 and config.dtype == "float32":
-        raise ValueError(
-            "--model.dtype auto keeps the checkpoint's bfloat16 weights: use --dtype bfloat16"
-        )
-    seen = online_targets(online, dataset.first, held_out, device, folder)
-    run = assemble(config, folder, world, backbone, dataset, held_out, spec, adapter, seen)
-    run.state.base_name = record.name(folder) if record else ""
 
-    def describe() -> None:
+    def describe(found: Opened) -> None:
         if (folder / PIPELINE).exists():
             return
         save_skeleton(
-            backbone,
+            found.backbone,
             folder,
             grid=common_grid(dataset.first.grids),
             image_tokenizer=spec,
             fingerprint=tokenizer.fingerprint,
             trained_vocabulary=config.loss.vocab,
-            adapter=asdict(record) if record else None,
-            text_encoder=_text_encoder(config, run.loader.captions, manifest),
+            adapter=asdict(found.base) if found.base else None,
+            text_encoder=_text_encoder(config, found.backbone, manifest),
         )
 
-    world.on_main(describe)
+    first = None
+    if is_sharded(config, world):
+        # The types that a run keeps its weights in are set where they arrive.
+        stored = config if config.lora.rank else _as_stored(config)
+        load = partial(_opened, stored, folder, World(device), codebook_KC, dataset)
+        opened, first = open_on_main(config, folder, world, load, describe)
+    else:
+        opened = _opened(config, folder, world, codebook_KC, dataset)
+        world.on_main(lambda: describe(opened))
+    if opened.backbone.model.dtype == torch.bfloat16 and config.dtype == "float32":
+        raise ValueError(
+            "--model.dtype auto keeps the checkpoint's bfloat16 weights: use --dtype bfloat16"
+        )
+    seen = online_targets(online, dataset.first, held_out, device, folder)
+    run = assemble(
+        *(config, folder, world, opened.backbone, dataset, held_out, spec),
+        *(opened.adapter, seen, first),
+    )
+    run.state.base_name = opened.base.name(folder) if opened.base else ""
     return run
 
 
@@ -133,17 +145,30 @@ def assemble(
     tokenizer_spec: str,
     adapter: Adapter | None = None,
     online: Sequence[Mapping[str, TargetValues]] = ({}, {}),
+    first: FirstWeights | None = None,
 ) -> Run:
     """Puts together what trains: nothing is read and nothing written (`arra doctor` does this too,
-    with a backbone that has no memory behind its tensors). `online` are the targets, of train and
-    of val, that the dataset does not hold."""
-    backbone.to(world.device).model.train()
+    with a backbone that has no memory behind its tensors).
+
+    Args:
+        online: the targets, of train and of val, that the dataset does not hold.
+        first: the weights, if they come only after the backbone was sharded.
+    """
+    if first is None:
+        backbone.to(world.device)
+    backbone.model.train()
     engage(backbone, config.engine)
     loader, validation = _loaders(config, world, backbone, dataset, held_out, online)
-    objective = objective_of(config, backbone, loader.targets).to(world.device)
+    objective = objective_of(config, backbone, loader.targets, world.device).to(world.device)
+    if first is not None:
+        first.take("objective", objective)
+        objective.to("meta")
     step = Step(backbone, objective)
     names = {id(p): name for name, p in backbone.model.named_parameters()}
     engine = engine_of(step, backbone.blocks, objective, config, world)
+    if first is not None:
+        step.to_empty(device=world.device)
+        first.fill(step)
     adapter = adapter and after_wrapping(adapter, names, backbone.model)
     trained = trained_tensors(backbone.model, adapter)
     average = Average(trained.items(), config.optim.ema) if config.optim.ema else None
@@ -157,16 +182,16 @@ def assemble(
 
 
 def _text_encoder(
-    config: TrainConfig, captions: Captions | None, manifest: Manifest
+    config: TrainConfig, backbone: Backbone, manifest: Manifest
 ) -> dict[str, Any] | None:
     """What pipeline.json says of the encoder of the prompts, if they are features.
 
     Raises:
         ValueError: --model names a painter that was trained with another encoder.
     """
-    if captions is None:
-        return None
-    info = manifest.text_features[captions.name]
+    if not backbone.text_slots or len(manifest.text_features) != 1:
+        return None  # the loader says what is wrong with the latter
+    ((name, info),) = manifest.text_features.items()
     known = None
     if config.model_path is not None and not Path(config.model_path).expanduser().is_file():
         before = resolve_folder(config.model_path, "model") / PIPELINE
@@ -174,15 +199,15 @@ def _text_encoder(
     if known is not None and known["fingerprint"] not in (None, info.encoder):
         raise ValueError(
             f"{config.model_path} was trained with another text encoder or length than the "
-            f"dataset's text features {captions.name!r}: prepare the data with --text-encoder "
+            f"dataset's text features {name!r}: prepare the data with --text-encoder "
             f"{known['spec']} and {known['length']} tokens"
         )
     return {"spec": info.spec, "length": info.length, "fingerprint": info.encoder}
 
 
-def _backbone(
-    config: TrainConfig, folder: Path, device: torch.device, codebook_KC: Tensor, dataset: Split
-) -> tuple[Backbone, Adapter | None, BaseRecord | None]:
+def _opened(
+    config: TrainConfig, folder: Path, world: World, codebook_KC: Tensor, dataset: Split
+) -> Opened:
     texts = dataset.manifest.text_features.values()
 
     def whole() -> Backbone:
@@ -199,8 +224,12 @@ def _backbone(
         )
 
     if config.lora.rank:
-        return adapted_backbone(config, folder, device, whole)
-    return whole(), None, None
+        return adapted_backbone(config, folder, world, whole)
+    return Opened(whole())
+
+
+def _as_stored(config: TrainConfig) -> TrainConfig:
+    return replace(config, model=replace(config.model, dtype="auto"))
 
 
 def _loaders(
