@@ -23,17 +23,20 @@ from arra.bench.generate_arms import (
     Others,
     Ours,
     by_transformers,
+    fresh_image_tokenizer,
     fresh_painter,
     grid_of,
     original,
     requests_of,
     step_bytes,
+    with_pixels,
 )
 from arra.bench.generate_gpu import gpu_arms
 from arra.bench.paired import Ratio, take_turns
 from arra.bench.train_arms import require_checkout
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.generate.engine import Engine
+from arra.generate.pipeline import Pipeline
 from arra.generate.settings import Sampling
 from arra.models.base import Backbone, Grid
 from arra.models.loading import load_model
@@ -74,6 +77,9 @@ class BenchGenerateConfig:
     """A checkout of FoundationVision/LlamaGen: its own `generate` is an arm."""
     transformers: bool = False
     """Another arm: the model's `generate` of transformers with guidance."""
+    pixels: bool = False
+    """Also one picture down to its pixels, by a call and streamed; with random weights by an image
+    tokenizer of LlamaGen's shape."""
     gpu_arms: bool = False
     """Also, on a GPU: XL and 7B, compiled: one picture, and ever more until memory is full."""
     device: str = "auto"
@@ -108,6 +114,16 @@ class BenchGenerateConfig:
             return load_model(self.model, self.device, dtype=self.dtype)
         return fresh_painter(self.size, torch.device(self.device), getattr(torch, self.dtype))
 
+    def pipe(self, backbone: Backbone, grid: Grid) -> Pipeline:
+        """Down to pixels, for one picture at a time."""
+        if self.model is not None:
+            pipe = Pipeline.from_pretrained(self.model, self.device, grid=grid, dtype=self.dtype)
+        else:
+            tokenizer = fresh_image_tokenizer(len(backbone.layout.code_ids), backbone.device)
+            pipe = Pipeline(backbone, tokenizer, grid)
+        pipe.sampling, pipe.slots = self.sampling(), 1 if self.cfg == 1 else 2
+        return pipe
+
     def grid_of(self, backbone: Backbone) -> Grid:
         return self.grid or backbone.default_grid or grid_of(self.size)
 
@@ -140,6 +156,8 @@ def bench_generate(config: BenchGenerateConfig) -> dict[str, Any]:
     result["first_rows_share"] = median(ours["plain" + ONE].first_rows() for _ in range(3))
     if device.type == "cpu" and not config.quick:
         result["peak_rss"] = _apart(config)
+    if config.pixels:
+        result["pixels"] = with_pixels(config.pipe(backbone, grid))
     surroundings = _surroundings(config, backbone, grid, device)
     del ours, arms, turns, backbone
     if config.gpu_arms:
@@ -270,6 +288,13 @@ def told(result: dict[str, Any]) -> str:
                 lines.append(
                     f"{meaning} time over ours, {name}: {result[key]:.2f} [{low:.2f}, {high:.2f}]"
                 )
+    if "pixels" in result:
+        pixels = result["pixels"]
+        lines.append(
+            f"one picture with its pixels: {pixels['called_seconds']:.2f} s by a call, streamed "
+            f"{pixels['streamed_seconds']:.2f} s, its first rows after "
+            f"{pixels['first_rows_seconds']:.2f} s ({pixels['first_rows_share']:.1%})"
+        )
     if "peak_rss" in result:
         lines.append(f"peak resident set: {result['peak_rss'] / 1e6:.0f} MB")
     for name, arm in result.get("gpu_arms", {}).items():

@@ -21,8 +21,10 @@ from transformers import LlamaConfig
 from arra.bench.train_arms import CHAMELEON, CLASSES, CODES, SIZES, shaped
 from arra.doctor.made_up import captions
 from arra.generate.engine import Engine
+from arra.generate.pipeline import Pipeline
 from arra.generate.request import Request, RowsPainted, Steps
 from arra.generate.settings import Sampling
+from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.models.base import Backbone, Grid
 from arra.models.folders import cast_weights
 from arra.models.loading import load_for_training
@@ -126,6 +128,28 @@ class Ours:
                 first = time.perf_counter() - begun
         assert first is not None, "a picture of several rows tells of the first"
         return first / (time.perf_counter() - begun)
+
+
+def with_pixels(pipe: Pipeline) -> dict[str, float]:
+    """One picture of the empty prompt down to its pixels: by a call, and streamed row by row."""
+    pipe("")
+    begun = time.perf_counter()
+    pipe("")
+    called = time.perf_counter() - begun
+    begun = time.perf_counter()
+    times = [time.perf_counter() - begun for _ in pipe.stream("")]
+    return {
+        "called_seconds": called,
+        "streamed_seconds": times[-1],
+        "first_rows_seconds": times[0],
+        "first_rows_share": times[0] / times[-1],
+    }
+
+
+def fresh_image_tokenizer(codes: int, device: torch.device) -> VQModel:
+    """LlamaGen's VQ-16 in random weights (FoundationVision/LlamaGen ce98ec4, vq_model.py)."""
+    config = VQConfig(codebook_size=codes, codebook_dim=8, l2_normalize=True)
+    return VQModel(config).eval().to(device)
 
 
 def step_bytes(backbone: Backbone, requests: Sequence[Request]) -> tuple[int, int]:
