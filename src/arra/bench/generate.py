@@ -216,7 +216,7 @@ def _measured(
             "tokens_per_s": arm.images * codes / spent,
             "images_per_s": arm.images / spent,
             "ms_per_token": spent / codes * 1e3,
-            "forwards_per_image": arm.forwards * arm.at_once / arm.images,
+            "forwards_per_image": arm.forwards_each,
         }
         if isinstance(arm, Ours):
             weights, cache = step_bytes(arm.backbone, arm.requests)

@@ -22,7 +22,7 @@ from arra.bench.train_arms import CHAMELEON, CLASSES, CODES, SIZES, shaped
 from arra.doctor.made_up import captions
 from arra.generate.engine import Engine
 from arra.generate.pipeline import Pipeline
-from arra.generate.request import Request, RowsPainted, Steps
+from arra.generate.request import Painted, Request, RowsPainted, Steps
 from arra.generate.settings import Sampling
 from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.models.base import Backbone, Grid
@@ -95,18 +95,22 @@ def requests_of(
 
 
 class Ours:
-    """Paints a few pictures per call, with an engine that is kept."""
+    """Paints a few pictures per call, with an engine that is kept.
+
+    Of the last call: `forwards` of all rows, prompts not counted; `painted`, what it finished.
+    """
 
     def __init__(self, backbone: Backbone, requests: Sequence[Request], engine: Engine) -> None:
         self.backbone, self.requests, self.engine = backbone, requests, engine
-        self.forwards = 0  # of the last call, each of all rows
+        self.forwards = 0
+        self.painted: list[Painted] = []
 
     def __call__(self) -> None:
-        before = self.engine.forwards
+        before, self.painted = self.engine.forwards, []
         for request in self.requests:
             self.engine.submit(request)
-        for _ in self.engine.events():
-            pass
+        for events in self.engine.events():
+            self.painted += [event for event in events if isinstance(event, Painted)]
         self.forwards = self.engine.forwards - before
 
     @property
@@ -114,9 +118,9 @@ class Ours:
         return len(self.requests)
 
     @property
-    def at_once(self) -> int:
-        """Pictures that are painted side by side."""
-        return min(self.images, self.engine.slots // self.requests[0].rows)
+    def forwards_each(self) -> float:
+        """Passes that a picture took part in, with the one of its prompt."""
+        return 1 + sum(each.forwards for each in self.painted) / self.images
 
     def first_rows(self) -> float:
         """The share of one streamed picture's time after which its first row of codes is there."""
@@ -190,21 +194,14 @@ def stored(weight: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Others:
-    """How somebody else paints as many pictures, one call after the other.
-
-    `forwards` of the model, all rows together, that a call takes.
-    """
+    """How somebody else paints pictures side by side, one forward pass for each code."""
 
     paint: Callable[[], Tensor]
     images: int
-    forwards: int
+    forwards_each: float
 
     def __call__(self) -> Tensor:
         return self.paint()
-
-    @property
-    def at_once(self) -> int:
-        return self.images
 
 
 def original(

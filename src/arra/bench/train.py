@@ -19,10 +19,17 @@ from typing import Any, Literal
 import torch
 
 from arra.bench.paired import Ratio, product_tflops, take_turns
-from arra.bench.train_arms import SIZES, Ours, Size, config_of, original, require_checkout
+from arra.bench.train_arms import (
+    SIZES,
+    Ours,
+    Size,
+    config_of,
+    original_apart,
+    require_checkout,
+)
 from arra.bench.train_memory import StepMemory, step_memory
 from arra.config import EngineConfig, TrainConfig
-from arra.device import cpu_has_bfloat16, pick_device
+from arra.device import cpu_has_bfloat16, keep_freed_memory, pick_device
 from arra.train.throughput import peak_resident
 
 Name = Literal["tiny", "B", "L", "XL", "7B"]
@@ -45,7 +52,8 @@ class BenchTrainConfig:
     quick: bool = False
     """2 images, 4 rounds, no process apart for the peak of the resident set."""
     llamagen: str | None = None
-    """A checkout of FoundationVision/LlamaGen: its own GPT-B training step is an arm."""
+    """A checkout of FoundationVision/LlamaGen: its own GPT-B training step is an arm, in a
+    process of its own."""
     compiled: bool = False
     """Another arm: plain, with --engine.compile."""
     gpu_arms: bool = False
@@ -97,6 +105,8 @@ def bench_train(config: BenchTrainConfig) -> dict[str, Any]:
         raise ValueError("--gpu-arms needs a GPU, and there is none")
     if config.llamagen is not None:
         require_checkout(Path(config.llamagen))
+    if device.type == "cpu":
+        keep_freed_memory()  # as `arra train` does
     size = SIZES[config.size]
     with ExitStack() as until:
         ours = {
@@ -108,8 +118,8 @@ def bench_train(config: BenchTrainConfig) -> dict[str, Any]:
             ours["compiled"] = Ours(compiled.run(aligned=False), size, until)
         arms: dict[str, Callable[[], object]] = dict(ours)
         if config.llamagen is not None:
-            arms["llamagen"] = original(
-                Path(config.llamagen), config.batch_size, device, config.dtype
+            arms["llamagen"] = original_apart(
+                Path(config.llamagen), config.batch_size, device, config.dtype, until
             )
         seconds = take_turns(arms, config.rounds, config.warmup, device)
         waited = {name: arm.waited_share(sum(seconds[name])) for name, arm in ours.items()}
@@ -171,6 +181,7 @@ def _apart(config: TrainConfig, size: Size, threads: int) -> int:
 
 def _peak_of_steps(config: TrainConfig, size: Size, threads: int) -> int:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     with ExitStack() as until:
         step = Ours(config, size, until)
         for _ in range(3):

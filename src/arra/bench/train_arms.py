@@ -7,8 +7,11 @@ Legend: N images, D width of a target, K codes.
 import importlib
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from arra.bench.paired import timed
 from arra.config import AlignConfig, EngineConfig, LoraConfig, ModelConfig, TrainConfig
 from arra.data.manifest import FeatureInfo, Manifest, SplitInfo, TokenizerInfo
 from arra.data.shards import Dataset
@@ -201,6 +205,24 @@ def require_checkout(folder: Path) -> None:
         raise ValueError(f"--llamagen {folder} is no checkout of FoundationVision/LlamaGen")
 
 
+def original_apart(
+    checkout: Path, batch_size: int, device: torch.device, dtype: str, until: ExitStack
+) -> Callable[[], object]:
+    """LlamaGen's step in a process of its own, in which nothing is set for ours."""
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    chosen = (checkout, batch_size, device, dtype, torch.get_num_threads())
+    until.enter_context(pool)
+    return lambda: pool.submit(_original_step, *chosen).result()
+
+
+def _original_step(
+    checkout: Path, batch_size: int, device: torch.device, dtype: str, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    timed(original(checkout, batch_size, device, dtype), device)  # waits until it is done
+
+
+@cache
 def original(
     checkout: Path, batch_size: int, device: torch.device, dtype: str
 ) -> Callable[[], Any]:
