@@ -3,15 +3,14 @@
 Legend: N images, T tokens, D width, K codes, P cells, h and w codes per side.
 """
 
-import copy
 import warnings
 from collections import Counter
 
 import pytest
 import torch
+from grown_painter import GRID, grown
 from painted_logits import logits_of
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from arra.generate.engine import Engine
 from arra.generate.lane import PREFILL_ROWS, PROMPT_STEP
@@ -19,35 +18,6 @@ from arra.generate.request import Painted, Request, RowsPainted
 from arra.generate.settings import Sampling
 from arra.layout import Image, Text
 from arra.models.base import Backbone
-from arra.models.causal_lm import CausalLM, grow
-from arra.models.loading import fit_text_tokenizer
-
-GRID = (3, 3)
-CODES = 8
-TOKENIZER = fit_text_tokenizer(["hello world, a circle"] * 3, 280)
-
-
-def grown(architecture: str, **extra: object) -> CausalLM:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=96,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        **extra,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    backbone = grow(model, copy.deepcopy(TOKENIZER), CODES, style="lumina")
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(10)
-    return backbone
 
 
 def off_by(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> float:
