@@ -14,10 +14,12 @@ prefill, T tokens, D model width, K codes, N pictures.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from arra.generate.replay import Step
 from arra.generate.request import Event, Painted, Request, RowsPainted, Steps
 from arra.generate.sampling import RowSampling, filters, guide, sample, uniforms
 from arra.models.base import Backbone
@@ -55,7 +57,8 @@ class State:
 
     leader_R: Tensor  # the guided row of the row's picture
     partner_R: Tensor  # the unguided one; the guided again where there is none
-    position_R: Tensor  # where the next token stands
+    token_R: Tensor  # the next token
+    position_R: Tensor  # where it stands
     step_R: Tensor
     active_R: Tensor  # 1, or 0 where nobody sits
     forced_RS: Tensor  # the token that the format dictates, -1: a code
@@ -77,6 +80,7 @@ class State:
         return cls(
             leader_R=own_R,
             partner_R=own_R.clone(),
+            token_R=zeros(rows),
             position_R=zeros(rows),
             step_R=zeros(rows),
             active_R=zeros(rows),
@@ -111,10 +115,11 @@ class Lane:
         self._state = State.idle(rows, columns, backbone.device)
         self._code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
         self._filtered = False
-        self._draw_now, self._feed_now = self._draw, self._feed
-        if compiled:
-            self._draw_now = torch.compile(self._draw, dynamic=False)
-            self._feed_now = torch.compile(self._feed, dynamic=False)
+        plain, filtered, feed = (
+            Step(run, backbone.device, compiled=compiled)
+            for run in (partial(self._draw, False), partial(self._draw, True), self._feed)
+        )
+        self._draw_now, self._feed_now = {False: plain, True: filtered}, feed
 
     # ---- who sits where -------------------------------------------------------------------------
 
@@ -254,9 +259,9 @@ class Lane:
 
     def _go_on(self) -> None:
         """Paints one token in every row."""
-        token_R = self._draw_now(self._filtered)
+        self._draw_now[self._filtered]()
         if any(seat.done + 1 < len(seat.steps.forced) for seat in self._seats.values()):
-            self._feed_now(token_R)
+            self._feed_now()
             self.forwards += 1
         for seat in self._seats.values():
             seat.done += 1
@@ -282,8 +287,8 @@ class Lane:
                 "diverged; use an earlier checkpoint"
             )
 
-    def _draw(self, filtered: bool) -> Tensor:
-        """The next token of every row, (R,): a code that is drawn, or what the format dictates."""
+    def _draw(self, filtered: bool) -> None:
+        """The next token of every row: a code that is drawn, or what the format dictates."""
         state = self._state
         assert state.hidden_RD is not None
         step_R1 = state.step_R[:, None]
@@ -295,26 +300,32 @@ class Lane:
         code_R = sample(logits_RK, state.uniform_RS.gather(1, step_R1)[:, 0], rows)
         state.drawn_RS.scatter_(1, step_R1, code_R[:, None])
         state.step_R.add_(state.active_R)
-        return torch.where(forced_R >= 0, forced_R, self._code_ids_K[code_R])
+        state.token_R.copy_(torch.where(forced_R >= 0, forced_R, self._code_ids_K[code_R]))
 
-    def _feed(self, token_R: Tensor) -> None:
-        """Appends a token to every row."""
+    def _feed(self) -> None:
+        """Appends its next token to every row."""
         state = self._state
         assert state.hidden_RD is not None
-        hidden_RTD = self.backbone.step(token_R[:, None], state.position_R[:, None], self._cache)
+        token_R1, position_R1 = state.token_R[:, None], state.position_R[:, None]
+        hidden_RTD = self.backbone.step(token_R1, position_R1, self._cache)
         state.hidden_RD.copy_(hidden_RTD[:, 0])
         state.position_R.add_(state.active_R)
 
     def _guided(self, hidden_RD: Tensor, scale_R1: Tensor) -> Tensor:
         """Logits of the legal codes with guidance (R, K); both rows of a picture have the same."""
-        logits_RK = self.backbone.head(hidden_RD)[:, self._code_ids_K]
-        if logits_RK.dtype in (torch.bfloat16, torch.float16):
-            # Guidance takes a difference, which 8 bits of each side would not survive.
-            logits_RK = logits_RK.float()
+        logits_RK = self._code_logits(hidden_RD)
         guided_RK = logits_RK[self._state.leader_R]
         scale_R1 = scale_R1.to(logits_RK.dtype)
         mixed_RK = guide(guided_RK, logits_RK[self._state.partner_R], scale_R1)
         return torch.where(scale_R1 == 1, guided_RK, mixed_RK)
+
+    def _code_logits(self, hidden_RD: Tensor) -> Tensor:
+        """Logits of the legal codes, (R, K), in float32 at least."""
+        logits_RK = self.backbone.head(hidden_RD)[:, self._code_ids_K]
+        if logits_RK.dtype in (torch.bfloat16, torch.float16):
+            # Guidance takes a difference, which 8 bits of each side would not survive.
+            logits_RK = logits_RK.float()
+        return logits_RK
 
 
 @dataclass(frozen=True)

@@ -66,3 +66,14 @@ def test_a_compiled_step_paints_the_same() -> None:
     engine = Engine(backbone, slots=5, compiled=True)
     assert all(map(torch.equal, engine.paint(wanted), plain))
     assert torch.equal(engine.paint(wanted[1:2])[0], plain[1])
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_paints_the_same() -> None:
+    """On a GPU a compiled step is replayed as one graph; pictures come and go beside each other."""
+    backbone = grown("llama")
+    backbone.model.double()
+    backbone.to("cuda")
+    wanted = requests(backbone) * 4
+    plain = Engine(backbone, slots=5).paint(wanted)
+    assert all(map(torch.equal, Engine(backbone, slots=5, compiled=True).paint(wanted), plain))
