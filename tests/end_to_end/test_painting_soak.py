@@ -152,21 +152,3 @@ def test_a_cancelled_request_frees_its_rows_at_once(family: str) -> None:
     alone.paint([given[3]])
     assert alone.forwards <= steps
     assert finished[fourth] == begun + alone.forwards, "it lost no step"
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_streamed_rows_are_the_pictures(family: str) -> None:
-    """What is told of a picture while it is painted is its beginning, row by row."""
-    backbone, grid = painter(family), GRIDS[family][0]
-    prefix = tuple(backbone.condition("", grid))
-    engine = Engine(backbone, 4)
-    for seed in range(3):
-        engine.submit(Request(prefix, seed, grid, Sampling(), streamed=seed != 1))
-    rows: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
-    for events in engine.events():
-        for event in events:
-            rows[event.ticket].append(event.codes_hw)
-    for seed, told in rows.items():
-        heights = [len(codes_hw) for codes_hw in told]
-        assert heights == ([grid[0]] if seed == 1 else list(range(1, grid[0] + 1)))
-        assert all(torch.equal(part, told[-1][: len(part)]) for part in told)

@@ -105,5 +105,6 @@ def _throughput(backbone: Backbone, name: str, sampling: Sampling) -> dict[int, 
 
 
 def _give_back() -> None:
+    torch.compiler.reset()  # compiled code is kept for a few shapes alone, others would run plain
     gc.collect()
     torch.cuda.empty_cache()
