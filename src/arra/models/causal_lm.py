@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arra.layout import Layout, Style
 from arra.models.base import Backbone
 from arra.models.folders import empty_causal_lm, open_causal_lm
+from arra.models.no_cache import NO_CACHE
 from arra.models.row_cache import RowCache, visible
 from arra.text_features import TextFeatures
 
@@ -120,7 +121,9 @@ class CausalLM(Backbone):
         return self._blocks
 
     def last_hidden(self, ids_BT: Tensor, text: TextFeatures | None = None) -> Tensor:
-        return self._decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return self._decoder(
+            **self._inputs(ids_BT), past_key_values=NO_CACHE, use_cache=False
+        ).last_hidden_state
 
     def text_ids(self, text: str) -> list[int]:
         # An image token's name inside a caption must stay text: a caption cannot paint.

@@ -25,7 +25,6 @@ from arra.layout import Layout
 from arra.models.base import Grid
 from arra.models.causal_lm import CausalLM
 from arra.models.folders import empty_as, open_as, open_tokenizer_file
-from arra.text_features import TextFeatures
 
 BEGIN_IMAGE = "<begin_of_image>"
 BEFORE, AFTER = "<|User|>: ", "\n\n<|Assistant|>:"
@@ -94,9 +93,6 @@ class Janus(CausalLM):
         code_BTD = self.model.prepare_embeddings_for_image_generation(ids_BT.clamp(max=codes - 1))
         text_BTD = self.model.get_input_embeddings()((ids_BT - codes).clamp(min=0))
         return torch.where((ids_BT < codes)[..., None], code_BTD, text_BTD)
-
-    def last_hidden(self, ids_BT: Tensor, text: TextFeatures | None = None) -> Tensor:
-        return self._decoder(**self._inputs(ids_BT), use_cache=False).last_hidden_state
 
     def reference(self, ids_BT: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         output = self.model.model(

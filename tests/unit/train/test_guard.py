@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from ranks import in_ranks
-from small_runs import small_config, small_dataset, small_run, whole
+from small_runs import (
+    CODES,
+    small_config,
+    small_dataset,
+    small_run,
+    tiny_chameleon,
+    whole,
+)
+from tiny_painters import emu3_special_tokens, emu3_tokenizer, publish_emu3, publish_janus
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +30,11 @@ from arra.train.tally import StepRecord, Tally
 from arra.train.world import World, open_world
 
 CPU = World(torch.device("cpu"))
+PAINTERS: dict[str, Callable[[Path], object]] = {
+    "chameleon": tiny_chameleon,
+    "janus": lambda folder: publish_janus(folder, CODES),
+    "emu3": lambda folder: publish_emu3(folder, emu3_tokenizer(emu3_special_tokens(CODES)), CODES),
+}
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +167,13 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_never_waits_for_the_device(tmp_path: Path) -> None:
-    """With our own model: transformers' look for packed sequences reads once in each forward."""
-    data = small_dataset(tmp_path, classes=3)
-    config = config_of(data, model=ModelConfig("llamagen", layers=2, hidden_size=24, heads=2))
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "llamagen", *PAINTERS])
+def test_a_step_never_waits_for_the_device(family: str, tmp_path: Path) -> None:
+    data = small_dataset(tmp_path / "data", classes=3)
+    if family in PAINTERS:
+        config = config_of(data, model_path=str(PAINTERS[family](tmp_path / "model")))
+    else:
+        config = config_of(data, model=ModelConfig(family, layers=2, hidden_size=24, heads=2))
     run, tally = made(config, tmp_path), Tally(CPU)
     steps(run, tally, range(1))
     with Reads() as reads:
