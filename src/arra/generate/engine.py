@@ -11,17 +11,44 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from arra.generate.lane import Lane
 from arra.generate.request import Event, Painted, Request, columns_of
-from arra.generate.settings import DEFAULT_SLOTS, check_slots
+from arra.generate.settings import DEFAULT_SLOTS, NO_SPECULATION, Speculation, check_slots
+from arra.generate.speculative_lane import SpeculativeLane
 from arra.models.base import Backbone
 
 COLUMN_STEP = 64
 """Lanes have a multiple of this many columns, so that there are few of them."""
+_Kind = tuple[int, int]
+"""Of a lane: its columns and, where it speculates, the rows of each of its pictures (else 0)."""
+
+
+@dataclass
+class Tally:
+    """What painting took, over all pictures."""
+
+    pictures: int = 0
+    codes: int = 0
+    forwards: int = 0  # of each picture by itself, however many went along
+    kept: int = 0  # codes that were drafts and stayed
+
+    def add(self, painted: Painted) -> None:
+        self.pictures += 1
+        self.codes += painted.codes_hw.numel()
+        self.forwards += painted.forwards
+        self.kept += painted.kept
+
+    def __str__(self) -> str:
+        if not self.pictures:
+            return ""
+        per_picture, codes = self.forwards / self.pictures, self.codes / self.pictures
+        kept = self.kept / self.codes
+        return f"{per_picture:.1f} passes for {codes:.0f} codes, {kept:.0%} kept drafts"
 
 
 class Engine:
@@ -30,18 +57,26 @@ class Engine:
     Args:
         slots: rows of a forward pass. A picture takes two with guidance, one without.
         compiled: compile the decode step.
+        speculation: whether a forward pass may paint several codes of a picture.
 
     Attributes:
         forwards: decode steps so far, each of all rows.
+        tally: of the pictures painted so far.
     """
 
     def __init__(
-        self, backbone: Backbone, slots: int = DEFAULT_SLOTS, *, compiled: bool = False
+        self,
+        backbone: Backbone,
+        slots: int = DEFAULT_SLOTS,
+        *,
+        compiled: bool = False,
+        speculation: Speculation = NO_SPECULATION,
     ) -> None:
         check_slots(slots)
         self.backbone, self.slots, self.compiled = backbone, slots, compiled
-        self._lanes: dict[int, Lane] = {}
-        self._waiting: dict[int, deque[tuple[int, Request]]] = {}  # by lane, in order
+        self.speculation, self.tally = speculation, Tally()
+        self._lanes: dict[_Kind, Lane] = {}
+        self._waiting: dict[_Kind, deque[tuple[int, Request]]] = {}  # by lane, in order
         self._tickets = itertools.count()
         self._forwards_of_closed = 0
 
@@ -66,7 +101,7 @@ class Engine:
                 f"takes {room}: shorten it"
             )
         ticket = next(self._tickets)
-        self._waiting.setdefault(self._columns(request), deque()).append((ticket, request))
+        self._waiting.setdefault(self._kind(request), deque()).append((ticket, request))
         return ticket
 
     def cancel(self, ticket: int) -> bool:
@@ -129,9 +164,9 @@ class Engine:
     def _step(self) -> list[Event]:
         """One token in each lane."""
         told: list[Event] = []
-        for columns in sorted({*self._waiting, *self._lanes}):
+        for kind in sorted({*self._waiting, *self._lanes}):
             try:
-                told += self._step_of(columns)
+                told += self._step_of(kind)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -139,20 +174,36 @@ class Engine:
                 break
         return told
 
-    def _step_of(self, columns: int) -> list[Event]:
-        waiting = self._waiting.setdefault(columns, deque())
-        lane = self._lanes.get(columns)
+    def _step_of(self, kind: _Kind) -> list[Event]:
+        waiting = self._waiting.setdefault(kind, deque())
+        lane = self._lanes.get(kind)
         if lane is None:
             if not waiting:
                 return []
-            lane = Lane(self.backbone, self.slots, columns, compiled=self.compiled)
-            self._lanes[columns] = lane
+            lane = self._lanes[kind] = self._new_lane(*kind)
         lane.admit(_first(waiting, lane.free))
-        return lane.advance() if lane.busy else []
+        events = lane.advance() if lane.busy else []
+        for event in events:
+            if isinstance(event, Painted):
+                self.tally.add(event)
+        return events
 
-    def _columns(self, request: Request) -> int:
+    def _new_lane(self, columns: int, rows_each: int) -> Lane:
+        if self.speculation.mode == "off":
+            return Lane(self.backbone, self.slots, columns, compiled=self.compiled)
+        return SpeculativeLane(
+            self.backbone,
+            self.slots,
+            columns,
+            self.speculation,
+            rows_each,
+            compiled=self.compiled,
+        )
+
+    def _kind(self, request: Request) -> _Kind:
         _, needed = columns_of(self.backbone, request)
-        return -(-needed // COLUMN_STEP) * COLUMN_STEP
+        columns = -(-needed // COLUMN_STEP) * COLUMN_STEP
+        return columns, 0 if self.speculation.mode == "off" else request.rows
 
     def _shrink(self, error: Exception) -> None:
         """Half the slots, and all pictures begin again."""
@@ -167,9 +218,9 @@ class Engine:
             f"in rounding from those of more slots",
             stacklevel=2,
         )
-        for columns, lane in self._lanes.items():
+        for kind, lane in self._lanes.items():
             begun = [(ticket, lane.release(ticket)) for ticket in lane.tickets]
-            queue = self._waiting.setdefault(columns, deque())
+            queue = self._waiting.setdefault(kind, deque())
             queue.extendleft((t, r) for t, r in reversed(begun) if r is not None)
             self._forwards_of_closed += lane.forwards
         self._lanes.clear()

@@ -15,7 +15,7 @@ from arra.device import pick_device
 from arra.files import atomic_write, read_json, write_json
 from arra.generate.captions import EncodedPrompts
 from arra.generate.pipeline import Pipeline
-from arra.generate.settings import GenerateConfig, Sampling
+from arra.generate.settings import GenerateConfig, Sampling, Speculation
 from arra.models import Backbone
 
 SETTINGS, LISTING, SHEET = "settings.json", "images.jsonl", "grid.png"
@@ -64,6 +64,7 @@ def generate(config: GenerateConfig) -> Path:
         config.cfg, config.temperature, config.top_k, config.top_p, config.cfg_interval
     )
     pipe.compiled = config.compile
+    pipe.speculation = Speculation(config.speculate, config.window)
     out = Path(config.out)
     _claim(out, _settings(config, pipe, sampling, prompts))
     digits = max(len(str(config.num - 1)), 1)

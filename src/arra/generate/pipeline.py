@@ -19,7 +19,13 @@ from arra.generate.captions import EncodedPrompts, PromptFeatures, encoded_promp
 from arra.generate.engine import Engine
 from arra.generate.pixels import decoded, to_pixels
 from arra.generate.request import Event, Painted, Request
-from arra.generate.settings import DEFAULT_SLOTS, Sampling, check_slots
+from arra.generate.settings import (
+    DEFAULT_SLOTS,
+    NO_SPECULATION,
+    Sampling,
+    Speculation,
+    check_slots,
+)
 from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.interface import ImageTokenizer
 from arra.models import Backbone, load_model
@@ -40,6 +46,7 @@ class Pipeline:
         sampling: used where a call does not say otherwise; by default the family's own.
         slots: rows per forward pass, likewise; a picture takes two with guidance, one without.
         compiled: compile the decode step; the first picture then takes about a minute longer.
+        speculation: whether a forward pass may paint several codes; see `Speculation`.
         prompt_features: the prompts of a model that is prompted by features; `EncodedPrompts`, or
             a look-up where they are known.
     """
@@ -54,6 +61,7 @@ class Pipeline:
         prompt_features: PromptFeatures | None = None,
         *,
         compiled: bool = False,
+        speculation: Speculation = NO_SPECULATION,
     ) -> None:
         known = len(backbone.layout.code_ids)
         if image_tokenizer.codebook_size != known:
@@ -68,6 +76,7 @@ class Pipeline:
             sampling = Sampling(**backbone.sampling)  # type: ignore[arg-type]
         self.sampling = sampling
         self.prompt_features, self.compiled = prompt_features, compiled
+        self.speculation = speculation
         self._engine: Engine | None = None
 
     @classmethod
@@ -257,8 +266,11 @@ class Pipeline:
         """The engine that paints: it is kept, with its memory, as long as nothing else is asked."""
         slots = self.slots if slots is None else slots
         kept = self._engine
-        if kept is None or (kept.slots, kept.backbone) != (slots, self.backbone) or kept.busy:
-            self._engine = kept = Engine(self.backbone, slots, compiled=self.compiled)
+        asked = slots, self.backbone, self.speculation
+        if kept is None or (kept.slots, kept.backbone, kept.speculation) != asked or kept.busy:
+            self._engine = kept = Engine(
+                self.backbone, slots, compiled=self.compiled, speculation=self.speculation
+            )
         return kept
 
     def _events(

@@ -10,6 +10,9 @@ DEFAULT_SLOTS = 32
 """Rows per forward pass. Enough to hide Python's overhead of a small model, few enough that four
 pictures do not wait for many idle rows; evaluation and the demo ask for more."""
 
+DEFAULT_WINDOW = 8
+"""Codes that a speculating pass looks at (experiments/speculation)."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -73,6 +76,24 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Speculation:
+    """Several codes per forward pass, where they could be foreseen (docs/speculation.md).
+
+    Attributes:
+        mode: "sjd" = speculative Jacobi decoding, "scd" = its coupled form.
+        window: codes that a pass looks at, at most.
+        adaptive: a picture's window is narrower where few of its codes can be foreseen.
+    """
+
+    mode: Literal["off", "sjd", "scd"] = "off"
+    window: int = DEFAULT_WINDOW
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.window >= 2, "--window must be at least 2", self.window)
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Paints prompts into a folder. The same command again paints only what is missing."""
 
@@ -108,6 +129,11 @@ class GenerateConfig:
     compile: bool = False
     """Compile the decode step: faster pictures after a first one that takes a minute longer. Its
     rounding is its own."""
+    speculate: Literal["off", "sjd", "scd"] = "off"
+    """Several codes per forward pass, drawn from the same distribution: speculative Jacobi decoding
+    or its coupled form. For few pictures at a time (docs/speculation.md)."""
+    window: int = DEFAULT_WINDOW
+    """Codes that a pass of --speculate looks at, at most."""
     image_tokenizer: str | None = None
     """Folder, file or hub id; default: the one that the model was trained with."""
     text_encoder: str | None = None
@@ -133,6 +159,7 @@ class GenerateConfig:
             _require(min(self.grid) >= 1, "--grid must be two numbers of at least 1", self.grid)
         _require(self.threads >= 0, "--threads must be at least 0", self.threads)
         check_slots(self.slots)
+        Speculation(self.speculate, self.window)
         check_seed(self.seed)
         check_seed(self.seed + self.num - 1)
 
@@ -150,3 +177,6 @@ def check_seed(seed: int) -> None:
 def _require(condition: bool, rule: str, found: object) -> None:
     if not condition:
         raise ValueError(f"{rule}, got {found}")
+
+
+NO_SPECULATION = Speculation()

@@ -123,6 +123,7 @@ class Drafts:
         self.final_N = zeros(pictures)  # steps that are final
         self.seen_N = zeros(pictures)  # steps whose drafts were drawn from `q_NWK`, or are final
         self.passes_N = zeros(pictures)
+        self.kept_N = zeros(pictures)  # codes that were drafts and stayed
         self.width_N = zeros(pictures) + window
         self.q_NWK = zeros(pictures, window, codes, dtype=dtype)
 
@@ -153,7 +154,7 @@ class Drafts:
         self.length_N[rows] = steps
         self.final_N[rows] = self.seen_N[rows] = self.passes_N[rows] = 1
         self.width_N[rows] = self.widths[0] if self.adaptive else self.window
-        self.q_NWK[rows] = 0
+        self.kept_N[rows], self.q_NWK[rows] = 0, 0
 
     @property
     def widths(self) -> list[int]:
@@ -180,6 +181,11 @@ class Drafts:
         self.code_NS.scatter_(1, step_NW, draft_NW)
         return step_NW
 
+    def live(self, step_NW: Tensor) -> Tensor:
+        """Which of the steps that `propose` gave are in their picture's window, (N, W) bool."""
+        mine_N = (self.width_N == step_NW.shape[1]) & (self.final_N < self.length_N)
+        return (step_NW < self.length_N[:, None]) & mine_N[:, None]
+
     def judge(self, p_NWK: Tensor) -> None:
         """Moves every picture with windows of this width on.
 
@@ -189,18 +195,19 @@ class Drafts:
         width = p_NWK.shape[1]
         slot_W = torch.arange(width, device=p_NWK.device)
         step_NW = self.final_N[:, None] + slot_W
-        mine_N1 = (self.width_N == width)[:, None] & (self.final_N < self.length_N)[:, None]
-        live_NW = (step_NW < self.length_N[:, None]) & mine_N1
+        live_NW = self.live(step_NW)
         draft_NW, q_NWK = self.code_NS.gather(1, step_NW), self.q_NWK[:, :width]
         chance_NW = q_NWK.gather(-1, draft_NW[..., None])[..., 0].double()
         chance_NW = chance_NW.masked_fill((step_NW >= self.seen_N[:, None]) | ~live_NW, 1)
         pass_N11 = self.passes_N[:, None, None].expand(-1, 1, width)
         uniform_NW = self.uniform_NSW.gather(1, pass_N11)[:, 0]
-        fixed_NW = ~live_NW | self.forced_NS.gather(1, step_NW)
+        forced_NW = self.forced_NS.gather(1, step_NW)
+        fixed_NW = ~live_NW | forced_NW
         code_NW = jacobi(draft_NW, chance_NW, p_NWK, q_NWK, uniform_NW, fixed_NW, self.coupled)
         is_final_NW = live_NW & ~_behind_first(code_NW != draft_NW)
         self.code_NS.scatter_(1, step_NW, code_NW)
-        self._move(p_NWK, is_final_NW.sum(1), live_NW.sum(1), mine_N1[:, 0])
+        self.kept_N.add_((is_final_NW & (code_NW == draft_NW) & ~forced_NW).sum(1))
+        self._move(p_NWK, is_final_NW.sum(1), live_NW.sum(1), live_NW[:, 0])
 
     def _move(self, p_NWK: Tensor, ended_N: Tensor, live_N: Tensor, mine_N: Tensor) -> None:
         """The windows move over the steps that became final, the distributions with them."""
