@@ -15,9 +15,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from arra.models.llamagen_cpu import (
-    CausalAttentionCPU,
     RMSNormCPU,
     TurnCPU,
+    TurnedAttentionCPU,
     dropout_cpu,
     serves,
 )
@@ -185,7 +185,12 @@ class LlamaGenAttention(nn.Module):
         mask: Tensor | None,
         cache: RowCache | None,
     ) -> Tensor:
-        heads = self.wqkv(x_BTD).unflatten(-1, (-1, self.head_width))
+        qkv_BTE = self.wqkv(x_BTD)
+        if cache is None and self._by_hand(qkv_BTE, mask):
+            cos, sin = (turn[:, 0] for turn in turns)
+            mixed_BTD = TurnedAttentionCPU.apply(qkv_BTE, cos, sin, self.heads, self.scaling)
+            return self.dropout(self.wo(mixed_BTD))
+        heads = qkv_BTE.unflatten(-1, (-1, self.head_width))
         parts = heads.split([self.heads, self.key_heads, self.key_heads], dim=2)
         query, key, value = (part.transpose(1, 2) for part in parts)
         query, key = _turn(query, turns), _turn(key, turns)
@@ -194,15 +199,17 @@ class LlamaGenAttention(nn.Module):
         mixed = self._attend(query, key, value, mask)
         return self.dropout(self.wo(mixed.flatten(2)))
 
+    def _by_hand(self, qkv_BTE: Tensor, mask: Tensor | None) -> bool:
+        """Plain causal attention in bfloat16 on a CPU."""
+        dropout = self.config.attention_dropout if self.training else 0.0
+        causal = mask is None and dropout == 0 and self.heads == self.key_heads
+        fused = self.config._attn_implementation == "sdpa"
+        return fused and causal and qkv_BTE.dtype == torch.bfloat16 and serves(qkv_BTE)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, H, 2P)."""
         name = self.config._attn_implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        causal = mask is None and dropout == 0 and self.heads == self.key_heads
-        if name == "sdpa" and causal and query.dtype == torch.bfloat16 and serves(query):
-            flat = (part.flatten(0, 1) for part in (query, key, value))
-            mixed = CausalAttentionCPU.apply(*flat, self.scaling)
-            return mixed.view(query.shape).transpose(1, 2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         mixed, _ = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling)
         return mixed

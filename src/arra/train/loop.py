@@ -14,7 +14,7 @@ import torch
 from torch.utils import deterministic as deterministic_settings
 
 from arra.config import TrainConfig
-from arra.device import pick_device
+from arra.device import keep_freed_memory, pick_device
 from arra.train.checkpoint import Saver, restore
 from arra.train.claim import claim, unclaim
 from arra.train.monitor import Monitor, log_line
@@ -37,6 +37,8 @@ def train(config: TrainConfig, *, stop_after: int | None = None) -> Path:
         stop_after: end (with a checkpoint) after this many optimizer steps, schedules unchanged.
     """
     with open_world(pick_device(config.device)) as world, deterministic(world.device):
+        if world.device.type == "cpu":
+            keep_freed_memory()
         return _train(config, world, stop_after)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arra.models import llamagen_cpu, llamagen_layers
-from arra.models.llamagen_cpu import CausalAttentionCPU, RMSNormCPU, TurnCPU, dropout_cpu
+from arra.models.llamagen_cpu import RMSNormCPU, TurnCPU, TurnedAttentionCPU, dropout_cpu
 from arra.models.llamagen_layers import Dropout, RMSNorm, _turn
 
 
@@ -62,16 +62,36 @@ def test_turn(monkeypatch) -> None:
     torch.testing.assert_close(half.double(), found, rtol=0.02, atol=0.02)
 
 
+def turned_attention(qkv_BTE: Tensor, turns: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """What TurnedAttentionCPU stands for, from the formulas."""
+    parts = qkv_BTE.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key = (_turn(part, turns) for part in parts[:2])
+    mixed = F.scaled_dot_product_attention(query, key, parts[2], is_causal=True, scale=0.3)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def turns_of(rows: int, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    angles_BTP = torch.rand(rows, 1, tokens, 4, dtype=dtype)
+    return angles_BTP.cos(), angles_BTP.sin()
+
+
 @pytest.mark.parametrize("tokens", [1, 4, 11])
-def test_causal_attention(tokens: int, monkeypatch) -> None:
+@pytest.mark.parametrize("rows", [1, 2])  # positions of all rows alike, or of each
+def test_turned_attention(tokens: int, rows: int, monkeypatch) -> None:
     monkeypatch.setattr(llamagen_cpu, "QUERIES", 4)
-    query, key, value = (drawn(6, tokens, width) for width in (8, 8, 8))
-    inputs = [part.detach().clone().requires_grad_() for part in (query, key * 2, value - 1)]
-    found = CausalAttentionCPU.apply(*inputs, 0.3)
-    expected = F.scaled_dot_product_attention(
-        *(part[None] for part in inputs), is_causal=True, scale=0.3
-    )
-    same(found, expected[0], inputs)
+    monkeypatch.setattr(llamagen_layers, "serves", lambda x: False)
+    qkv_BTE = drawn(2, tokens, 3 * 3 * 8)
+    turns = turns_of(rows, tokens, torch.float64)
+    found = TurnedAttentionCPU.apply(qkv_BTE, *(turn[:, 0] for turn in turns), 3, 0.3)
+    same(found, turned_attention(qkv_BTE, turns, 3), [qkv_BTE])
+
+
+def test_turned_attention_keeps_nothing_where_nothing_is_trained() -> None:
+    qkv_BTE = drawn(2, 7, 72).detach()
+    turns = turns_of(1, 7, torch.float64)
+    found = TurnedAttentionCPU.apply(qkv_BTE, *(turn[:, 0] for turn in turns), 3, 0.3)
+    torch.testing.assert_close(found, turned_attention(qkv_BTE, turns, 3))
+    assert found.grad_fn is None
 
 
 def test_dropout_drops_what_it_says_and_keeps_the_mean() -> None:
@@ -92,7 +112,9 @@ def test_dropout_drops_what_it_says_and_keeps_the_mean() -> None:
 
 def test_attention_in_bfloat16_is_as_near_as_its_rounding() -> None:
     """The error against float32 of weights rounded to bfloat16: 2^-9 of the largest, and some."""
-    query, key, value = (drawn(4, 100, 16, dtype=torch.float32) for _ in range(3))
-    exact = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    half = CausalAttentionCPU.apply(*(t.bfloat16() for t in (query, key, value)), 16**-0.5)
+    qkv_BTE = drawn(2, 100, 72, dtype=torch.float32)
+    turns = turns_of(1, 100, torch.float32)
+    exact = turned_attention(qkv_BTE, turns, 3)
+    flat = [turn[:, 0] for turn in turns]
+    half = TurnedAttentionCPU.apply(qkv_BTE.bfloat16(), *flat, 3, 0.3)
     assert (half.float() - exact).norm() / exact.norm() < 0.01
