@@ -16,6 +16,7 @@ from arra.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BaseRecord
 from arra.models.folders import open_text_tokenizer, without_progress_bar
 from arra.models.loading import PIPELINE, load_checkpoint, weights_of
 from arra.models.run_folder import latest_checkpoint, read_part, read_state
+from arra.models.served import save_for_servers
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ExportConfig:
 def export(config: ExportConfig) -> Path:
     """Writes `out/{model,tokenizer,image_tokenizer,pipeline.json,README.md}`; returns `out`.
 
-    `out/model` opens with transformers' own classes, without this package.
+    `out/model` opens with transformers' own classes, without this package, and stock servers that
+    know its architecture open it as it is (docs/stock-servers.md).
     """
     run = Path(config.run)
     if not (run / PIPELINE).is_file():
@@ -50,7 +52,7 @@ def export(config: ExportConfig) -> Path:
     adapted = pipeline.pop("adapter", None)
     if config.adapter_only:
         return _export_adapter(config, checkpoint, adapted, pipeline)
-    model = load_checkpoint(run, checkpoint, config.weights).model
+    backbone = load_checkpoint(run, checkpoint, config.weights)
     if adapted is not None:
         print("merged the adapter into its base: what is written is a plain model")
     tokenizer = load_image_tokenizer(pipeline["image_tokenizer"]["spec"])
@@ -62,7 +64,9 @@ def export(config: ExportConfig) -> Path:
     out = Path(config.out)
     with atomic_dir(out) as temporary, without_progress_bar():
         _write_card(config, checkpoint, pipeline, temporary)
-        model.to(getattr(torch, config.dtype)).save_pretrained(temporary / "model")
+        backbone.model.to(getattr(torch, config.dtype)).save_pretrained(temporary / "model")
+        height, width = pipeline["grid"]
+        save_for_servers(backbone, temporary / "model", (height, width), pipeline["sampling"])
         if (run / "tokenizer").is_dir():
             open_text_tokenizer(run / "tokenizer").save_pretrained(temporary / "tokenizer")
         tokenizer.save_pretrained(temporary / "image_tokenizer")

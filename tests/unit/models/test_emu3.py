@@ -276,8 +276,9 @@ def test_the_commands_align_it_and_give_back_a_folder_of_transformers(
     for name, parameter in before.named_parameters():
         should = any(re.search(pattern, name) for pattern in moving)
         assert torch.equal(parameter, moved[name]) != should, name
-    assert model.generation_config.to_diff_dict() == before.generation_config.to_diff_dict()
     ours = load_model(export)
+    said = model.generation_config  # how to paint, in place of how to write
+    assert (said.eos_token_id, said.pad_token_id) == (ours.layout.end, ours.layout.pad)
     ids = torch.tensor([[*ours.condition("a red circle", GRID), *ours.layout.code_ids[:5]]])
     with torch.no_grad():
         assert torch.equal(ours.head(ours.last_hidden(ids)), logits(model.eval(), ids))
