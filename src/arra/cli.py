@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        return _complain(_sentence(error), 1)
+        return 1 if _is_said(error) else _complain(_sentence(error), 1)
     return 0
 
 
@@ -71,6 +71,16 @@ def _complain(message: str, code: int) -> int:
     rank = os.environ.get("RANK", "0")  # of torchrun: a mistake may be one process's own
     print(f"arra{f' (rank {rank})' if rank != '0' else ''}: {message}", file=sys.stderr)
     return code
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether another of several processes complains of the same."""
+    notes = getattr(error, "__notes__", ())
+    if not notes:
+        return False
+    from arra.train.world import SAID
+
+    return SAID in notes
 
 
 def _sentence(error: Exception) -> str:
@@ -87,6 +97,8 @@ def _parse(kind: Any, arguments: Sequence[str], prog: str, default: Any = None) 
     import tyro
 
     options = {} if default is None else {"default": default}
+    # Several processes on one machine have the same arguments.
+    options["console_outputs"] = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         return tyro.cli(kind, args=list(arguments), prog=prog, **options)
     except ValueError as error:

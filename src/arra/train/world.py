@@ -11,15 +11,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 Value = TypeVar("Value")
 LETTING_GO = 0.2
 """Seconds before a group of processes is ended: without them one end in ten hung on a busy CPU."""
+HEARING = 3.0
+"""Seconds in which a process that ends with a mistake waits to hear of the same on process 0."""
+SAID = "process 0 says so"
+"""Note on a mistake (PEP 678) that need not be told once more."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,29 @@ def _told(answers: list[Any]) -> list[Any]:
     return answers
 
 
+def _is_said(mistake: str, store: dist.Store, rank: int) -> bool:
+    """Whether process 0 ends with the same mistake, and so tells it for all.
+
+    Asked of the store where the processes met: whoever made no mistake waits for something else.
+    """
+    try:
+        if rank == 0:
+            store.set("mistake", mistake)
+            return False
+        store.wait(["mistake"], timedelta(seconds=HEARING))
+        return store.get("mistake") == mistake.encode()
+    except dist.DistError:  # it has made none, or the store went with it
+        return False
+
+
 @contextmanager
 def open_world(device: str) -> Iterator[World]:
     """Joins the processes that torchrun started; one that was started alone is a world of one.
 
     Args:
         device: "cpu", or "cuda": each process takes the GPU of its local rank.
+
+    A mistake that ends this process as it ends process 0 is raised on with the note `SAID`.
     """
     if "LOCAL_RANK" not in os.environ:
         yield World(torch.device(device))
@@ -124,10 +147,15 @@ def open_world(device: str) -> Iterator[World]:
     if place.type == "cuda":
         place, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(place)
-    dist.init_process_group(backend)
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        yield World(place, dist.get_rank(), dist.get_world_size(), local, local_size)
+        yield World(place, rank, size, local, local_size)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if _is_said(str(error), store, rank):
+            error.add_note(SAID)
+        raise
     finally:
         # gloo's threads let go of the last tensors a moment after these have arrived, and need the
         # interpreter's lock for it; what ends a group waits for its threads and holds that lock.
