@@ -45,10 +45,10 @@ class Tally:
 
     def __str__(self) -> str:
         if not self.pictures:
-            return ""
+            return "nothing painted"
         per_picture, codes = self.forwards / self.pictures, self.codes / self.pictures
         kept = self.kept / self.codes
-        return f"{per_picture:.1f} passes for {codes:.0f} codes, {kept:.0%} kept drafts"
+        return f"{per_picture:.1f} forward passes for {codes:.0f} codes, {kept:.0%} as drafted"
 
 
 class Engine:

@@ -75,7 +75,8 @@ def generate(config: GenerateConfig) -> Path:
     ]
     missing = [picture for picture in pictures if not (out / picture.file).exists()]
     if missing:
-        with Meter("paint", len(pictures), len(pictures) - len(missing)) as meter:
+        note = None if config.speculate == "off" else lambda: str(pipe.tally)
+        with Meter("paint", len(pictures), len(pictures) - len(missing), note) as meter:
             _paint(pipe, missing, sampling, config.slots, out, meter)
     _finish(out, pictures, sampling, config.num)
     return out
@@ -133,6 +134,8 @@ def _settings(
         **sampling.to_json(),
         "slots": config.slots,
         "compile": config.compile,
+        "speculate": config.speculate,
+        "window": None if config.speculate == "off" else config.window,
         "prompts": prompts,
         "ran_on": {
             "device": str(pipe.backbone.device),

@@ -16,7 +16,7 @@ from arra.config_json import from_json
 from arra.data.images import to_pil
 from arra.files import read_json
 from arra.generate.captions import EncodedPrompts, PromptFeatures, encoded_prompts
-from arra.generate.engine import Engine
+from arra.generate.engine import Engine, Tally
 from arra.generate.pixels import decoded, to_pixels
 from arra.generate.request import Event, Painted, Request
 from arra.generate.settings import (
@@ -272,6 +272,11 @@ class Pipeline:
                 self.backbone, slots, compiled=self.compiled, speculation=self.speculation
             )
         return kept
+
+    @property
+    def tally(self) -> Tally:
+        """What the pictures took that its engine has painted so far."""
+        return self.engine().tally if self._engine is None else self._engine.tally
 
     def _events(
         self, requests: Sequence[Request], slots: int | None
