@@ -144,6 +144,21 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class CcaConfig:
+    """Of --objective cca: beta and lambda of arXiv 2410.09347 (docs/cca.md)."""
+
+    beta: float = 0.02
+    """How fast a likelihood ratio saturates its term: smaller = further from the start."""
+    weight: float = 1000.0
+    """lambda: how much an image behind another's prompt is repelled. thu-ml/CCA's LlamaGens: 1000
+    (B, XL, XXL), 300 (L), 500 (3B)."""
+
+    def __post_init__(self) -> None:
+        _require(self.beta > 0, "--cca.beta must be more than 0", self.beta)
+        _require(self.weight >= 0, "--cca.weight must be at least 0", self.weight)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read besides the prepared dataset."""
 
@@ -287,6 +302,9 @@ class TrainConfig:
     """A causal language model (to grow) or an exported painter (to adapt): folder or hub id."""
     image_tokenizer: str | None = None
     """Checked against the dataset's; default: the one named in its manifest."""
+    objective: Literal["arra", "cca"] = "arra"
+    """arra = next-token prediction and alignment; cca = a painter (--model) learns to paint without
+    guidance, by contrasting each image's prompt with others' (docs/cca.md)."""
     steps: int = 2000
     """Optimizer steps."""
     batch_size: int = 32
@@ -306,6 +324,7 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    cca: CcaConfig = field(default_factory=CcaConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -320,6 +339,8 @@ class TrainConfig:
         _require(self.align.weight >= 0, "--align.weight must be at least 0", self.align.weight)
         _require(0 < self.align.until <= 1, "--align.until must be in (0, 1]", self.align.until)
         self._check_stream()
+        if self.objective == "cca":
+            self._check_cca()
         for name in ("text_fraction", "prompt_dropout"):
             value = getattr(self.data, name)
             flag = f"--data.{name.replace('_', '-')}"
@@ -347,6 +368,28 @@ class TrainConfig:
                 "--align.online reads the pictures of all images: leave out --data.stream, or "
                 "store the features with `arra prepare --encoder`"
             )
+
+    def _check_cca(self) -> None:
+        _require(
+            self.batch_size > 1,
+            "--objective cca contrasts the images of a batch: --batch-size must be at least 2",
+            self.batch_size,
+        )
+        unknown = {
+            "--align.weight above 0 (projectors are trained beside next-token prediction)": (
+                self.align.weight > 0
+            ),
+            "--loss.text": self.loss.text,
+            "--loss.z above 0": self.loss.z > 0,
+            "--data.text": self.data.text is not None,
+            "--data.stream (prompts come from the whole batch)": self.data.stream > 0,
+            "--log.probe-every": self.log.probe_every > 0,
+            "--engine.cross-entropy liger (which gives sums only)": (
+                self.engine.cross_entropy == "liger"
+            ),
+        }
+        for flag in (flag for flag, given in unknown.items() if given):
+            raise ValueError(f"--objective cca has no {flag}: leave it out, or set it to 0")
 
     def _check_lora(self) -> None:
         lora = self.lora

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from arra.batch import Batch
+from arra.contrastive import Contrast, partners
 from arra.data.ahead import Ahead
-from arra.data.sequences import Sequences
+from arra.data.sequences import PLACEHOLDER, Sequences
 from arra.data.split import Captions, Split
 from arra.data.targets import TargetValues, stored_targets
 from arra.data.views import grids_among
@@ -37,12 +38,14 @@ class MicroBatch:
     features: dict[str, Feature]
     text: TextFeatures | None = None  # captions, for a model that is prompted by their features
     rows: tuple[int, ...] = ()
+    contrast: Contrast | None = None  # of a loader that contrasts prompts
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         """The same with `change` applied to every tensor."""
         features = {name: feature.mapped(change) for name, feature in self.features.items()}
         text = self.text and self.text.mapped(change)
-        return MicroBatch(self.batch.mapped(change), features, text, self.rows)
+        contrast = self.contrast and self.contrast.mapped(change)
+        return MicroBatch(self.batch.mapped(change), features, text, self.rows, contrast)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`; a GPU fetches it while this goes on."""
@@ -75,6 +78,8 @@ class Loader:
         online: further targets, which the dataset does not hold.
         predicting: only positions that predict something are used: batches come without the last
             column (`Batch.without_last`), 256 columns of LlamaGen's 257.
+        contrasting: batches end with their images once more, behind prompts of other images of the
+            same optimizer step (contrastive.py).
 
     Attributes:
         targets: by name, all that is aligned to.
@@ -104,8 +109,10 @@ class Loader:
         text_rows: int = 0,
         online: Mapping[str, TargetValues] | None = None,
         predicting: bool = False,
+        contrasting: bool = False,
     ) -> None:
         self.dataset, self.backbone, self.predicting = dataset, backbone, predicting
+        self.contrasting = contrasting
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.rank, self.ranks = rank, ranks
         self.prompt_dropout, self.centred = prompt_dropout, centred
@@ -121,6 +128,11 @@ class Loader:
         self._constants = {name: self._constant(t) for name, t in self.targets.items()}
         if self._order.several:
             self._check_several_images()
+        if contrasting and self._order.several:
+            raise ValueError(
+                "a sample of the dataset has several images, but --objective cca contrasts the "
+                "prompts of single ones"
+            )
         self._ahead: Ahead[list[MicroBatch]] | None = None
         self.waited = 0.0
 
@@ -164,9 +176,12 @@ class Loader:
         """This rank's share of the first `limit` samples in the dataset's order, `batch_size` at a
         time and no prompt dropped: for validation."""
         end = min(limit, self.num_samples)
+        others = self._others(self._order.rows_from(0, end))
         for i in range(self.rank * self.batch_size, end, self.ranks * self.batch_size):
-            part = self._order.rows_from(i, min(i + self.batch_size, end))
-            yield self._with_online(self._collate(part, [False] * len(part), []))
+            last = min(i + self.batch_size, end)
+            part = self._order.rows_from(i, last)
+            micro = self._collate(part, [False] * len(part), [], others[i:last])
+            yield self._with_online(micro)
 
     def spare(self) -> MicroBatch:
         """One image, for a process that has no share but must compute along with the others."""
@@ -207,28 +222,71 @@ class Loader:
         """The micro-batches of a step but for what an encoder computes on the device. What it
         reads of the loader does not change: it runs in another thread."""
         dropped = self._dropped(step)
+        others = self._others_at(step)
         micros = []
         for slots, texts in zip(
             self._slices(self.batch_size), self._slices(self.text_rows), strict=True
         ):
             samples = self._order.rows_at(step, slots)
             passages = [self._passage(step * self.text_rows + int(k)) for k in texts]
-            micros.append(self._collate(samples, dropped[slots].tolist(), passages))
+            chosen = [others[slot] for slot in slots] if others else []
+            micros.append(self._collate(samples, dropped[slots].tolist(), passages, chosen))
         return micros
 
     def _collate(
-        self, samples: Sequence[Sequence[int]], dropped: Sequence[bool], passages: Sequence[str]
+        self,
+        samples: Sequence[Sequence[int]],
+        dropped: Sequence[bool],
+        passages: Sequence[str],
+        others: Sequence[int] = (),
     ) -> MicroBatch:
+        """Args:
+        others: of a loader that contrasts, for each sample the row whose prompt it is contrasted
+            with; -1 = none.
+        """
         rows = [row for sample in samples for row in sample]
         self._check_grids(set(self.dataset.grids_of(rows)) if rows else set())
-        batch = self._sequences.batch(samples, dropped, passages)
-        assert batch.num_images == len(rows)
+        contrast, prompts = None, rows
+        if self.contrasting:
+            assert not passages, "refused by the config"
+            contrast, prompts = self._contrast(rows, dropped, others or [-1] * len(rows))
+            samples = [*samples, *([rows[i]] for i in contrast.pair_P.tolist())]
+            dropped = [*dropped, *[False] * len(contrast.pair_P)]
+        batch = self._sequences.batch(samples, dropped, passages, prompts)
+        assert batch.num_images == len(prompts)
         batch = batch.without_last() if self.predicting else batch
         features = {
             name: Feature(target.of(rows), *self._constants[name])
             for name, target in self._stored.items()
         }
-        return MicroBatch(batch, features, self._text_features(rows, dropped), tuple(rows))
+        text = self._text_features(prompts, dropped)
+        return MicroBatch(batch, features, text, tuple(rows), contrast)
+
+    def _contrast(
+        self, rows: Sequence[int], dropped: Sequence[bool], others: Sequence[int]
+    ) -> tuple[Contrast, list[int]]:
+        """Which images come once more, and for every sequence the row of its prompt."""
+        without = [d or not p for d, p in zip(dropped, self._prompts_of(rows), strict=True)]
+        pairs = [i for i, other in enumerate(others) if other >= 0 and not without[i]]
+        contrast = Contrast(torch.where(torch.tensor(without), 2, 1), torch.tensor(pairs).long())
+        return contrast, [*rows, *(others[i] for i in pairs)]
+
+    def _others_at(self, step: int) -> list[int]:
+        """For each slot of a step, of all ranks, the row whose prompt it is contrasted with."""
+        if not self.contrasting:
+            return []
+        return self._others(self._order.rows_at(step, np.arange(self.batch_size)))
+
+    def _others(self, samples: Sequence[Sequence[int]]) -> list[int]:
+        """For each of some samples of one image the row whose prompt it is contrasted with."""
+        if not self.contrasting:
+            return []
+        rows = [row for (row,) in samples]
+        return [rows[i] if i >= 0 else -1 for i in partners(self._prompts_of(rows))]
+
+    def _prompts_of(self, rows: Sequence[int]) -> list[str]:
+        """What stands before the images of some rows."""
+        return [text.partition(PLACEHOLDER)[0].strip() for text in self.dataset.texts_of(rows)]
 
     def _with_online(self, micro: MicroBatch) -> MicroBatch:
         """Encoders compute in the thread that trains, on the same device and in the same order."""

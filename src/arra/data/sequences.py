@@ -46,7 +46,11 @@ class Sequences:
         self._ending: dict[Grid, int] = {}
 
     def batch(
-        self, samples: Sequence[Sequence[int]], dropped: Sequence[bool], passages: Sequence[str]
+        self,
+        samples: Sequence[Sequence[int]],
+        dropped: Sequence[bool],
+        passages: Sequence[str],
+        prompts_of: Sequence[int] | None = None,
     ) -> Batch:
         """Samples of the dataset, then plain text.
 
@@ -54,11 +58,13 @@ class Sequences:
             samples: the rows of each.
             dropped: for each, whether the empty prompt takes the place of its own.
             passages: texts without an image.
+            prompts_of: for each image the row whose text is its prompt; None = its own.
         """
         rows = [row for sample in samples for row in sample]
+        prompts_of = rows if prompts_of is None else prompts_of
         if len(rows) == len(samples) > 0:
             grids = self._dataset.grids_of(rows)
-            texts = self._dataset.texts_of(rows)
+            texts = self._dataset.texts_of(prompts_of)
             prompts = [self._prompt(*asked) for asked in zip(texts, grids, strict=True)]
             known = [prompt for prompt in prompts if prompt is not None]
             if len(known) == len(rows):
@@ -67,13 +73,22 @@ class Sequences:
                 texts_only = [np.array(self._passage_ids(text)) for text in passages]
                 codes = self._dataset.codes(rows)
                 return self._fast.batch(known, codes, grids, texts_only)
-        return self.one_by_one(samples, dropped, passages)
+        return self.one_by_one(samples, dropped, passages, prompts_of)
 
     def one_by_one(
-        self, samples: Sequence[Sequence[int]], dropped: Sequence[bool], passages: Sequence[str]
+        self,
+        samples: Sequence[Sequence[int]],
+        dropped: Sequence[bool],
+        passages: Sequence[str],
+        prompts_of: Sequence[int] | None = None,
     ) -> Batch:
         """The same for samples of any kind."""
-        laid = [self._lay_out(s, bool(d)) for s, d in zip(samples, dropped, strict=True)]
+        rows = [row for sample in samples for row in sample]
+        texts = iter(self._dataset.texts_of(rows if prompts_of is None else prompts_of))
+        laid = [
+            self._lay_out(sample, [next(texts) for _ in sample], bool(empty))
+            for sample, empty in zip(samples, dropped, strict=True)
+        ]
         layout = self._backbone.layout
         for text in passages:
             ids = Text(tuple(self._passage_ids(text)))
@@ -118,9 +133,9 @@ class Sequences:
 
     # ---- any sequence ---------------------------------------------------------------------------
 
-    def _lay_out(self, rows: Sequence[int], dropped: bool) -> Sample:
+    def _lay_out(self, rows: Sequence[int], texts: Sequence[str], dropped: bool) -> Sample:
         segments: list[Text | Image] = []
-        texts, grids = self._dataset.texts_of(rows), self._dataset.grids_of(rows)
+        grids = self._dataset.grids_of(rows)
         for row, text, grid in zip(rows, texts, grids, strict=True):
             image = Image(tuple(self._dataset.codes([row]).tolist()), *grid)
             before, _, after = text.partition(PLACEHOLDER)

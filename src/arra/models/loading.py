@@ -59,7 +59,7 @@ def load_model(
     Raises:
         ValueError: a model that was never taught to paint, a missing file, a failed probe.
     """
-    backbone = _opened(spec, published_format)
+    backbone = open_unchecked(spec, published_format)
     reason = backbone.cannot_paint()
     if reason is not None:
         raise ValueError(
@@ -72,7 +72,7 @@ def load_model(
     return backbone
 
 
-def _opened(spec: str | Path, published_format: str | None) -> Backbone:
+def open_unchecked(spec: str | Path, published_format: str | None) -> Backbone:
     folder = model_place(spec)
     told = folder.is_file() or (folder / PIPELINE).is_file()
     if told and published_format is not None:
@@ -166,6 +166,12 @@ def model_place(spec: str | Path) -> Path:
     return path if path.is_file() else resolve_folder(spec, "model")
 
 
+def paints(spec: str | Path) -> bool:
+    """Whether this is a painter, ours or a published one; else it is a language model to grow."""
+    folder = model_place(spec)
+    return folder.is_file() or (folder / PIPELINE).is_file() or family_of(folder) is not CausalLM
+
+
 def load_for_training(
     spec: str | Path | None,
     config: ModelConfig,
@@ -206,9 +212,8 @@ def _backbone(
     spec: str | Path, config: ModelConfig, codebook_KC: torch.Tensor, seed: int
 ) -> Backbone:
     folder = model_place(spec)
-    paints = folder.is_file() or (folder / PIPELINE).is_file()
-    if paints or family_of(folder) is not CausalLM:
-        backbone = _opened(spec, config.format)
+    if paints(spec):
+        backbone = open_unchecked(spec, config.format)
         if len(backbone.layout.code_ids) != len(codebook_KC):
             raise ValueError(
                 f"{spec} paints with {len(backbone.layout.code_ids)} codes, the image tokenizer "

@@ -40,6 +40,11 @@ class FirstWeights:
         if self.world.is_main:
             self.held |= {f"{part}.{name}": tensor for name, tensor in tensors_of(module)}
 
+    def take_again(self, part: str, copy: str) -> None:
+        """Holds what it has of a part for a second one as well, which is a copy of it."""
+        again = {n: t for n, t in self.held.items() if n.startswith(f"{part}.")}
+        self.held |= {f"{copy}{name.removeprefix(part)}": t for name, t in again.items()}
+
     @torch.no_grad()
     def fill(self, step: nn.Module) -> None:
         """Gives a sharded module its values; all processes must call this, and only once.

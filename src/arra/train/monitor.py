@@ -26,6 +26,12 @@ def log_line(means: Mapping[str, float]) -> dict[str, float]:
     line = {"loss": means["loss"]} if "loss" in means else {}
     if "ar" in means:  # not so where every step since the last line was refused
         line["loss_ar"] = means["ar"]
+    if "cca" in means:
+        line["loss_cca"] = means["cca"]
+    if "reward_own" in means:  # not so where no image had another's prompt
+        own, other = means["reward_own"], means["reward_other"]
+        line |= {"reward_own": own, "reward_other": other, "reward_margin": own - other}
+        line["ranked"] = means["ranked"]
     if "z" in means:
         line["loss_z"] = means["z"]
     targets = [name.removeprefix("gva/") for name in means if name.startswith("gva/")]

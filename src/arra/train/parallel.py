@@ -8,7 +8,7 @@ the loss up instead would be the same but for rounding: transformers' norms comp
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -91,15 +91,17 @@ def is_sharded(config: TrainConfig, world: World) -> bool:
 
 def engine_of(
     step: nn.Module,
-    blocks: nn.ModuleList,
+    blocks: Sequence[nn.Module],
     objective: nn.Module,
     config: TrainConfig,
     world: World,
+    used: Iterable[nn.Parameter] = (),
 ) -> Engine:
     """Wraps a `Step`, in place where it is sharded: collect its parameters afterwards.
 
     Args:
         blocks, objective: its parts that are sharded, and gathered, apart; the rest is one part.
+        used: frozen parameters that a forward pass needs.
 
     Raises:
         ValueError: the flags do not fit one another, or the number of processes.
@@ -126,6 +128,7 @@ def engine_of(
     # Without an adapter what is frozen is what training does not use, as an image encoder: it stays
     # whole, and is not gathered in each step.
     unused = set() if config.lora.rank else {p for p in step.parameters() if not p.requires_grad}
+    unused -= set(used)
     fully_shard(step, mesh=mesh, mp_policy=plain, ignored_params=unused)
     for module in step.modules():
         if isinstance(module, FSDPModule):
@@ -148,7 +151,7 @@ def _narrow(value: Any) -> Any:
     return value.bfloat16() if floats else value
 
 
-def _needs_wide_norms(blocks: nn.ModuleList, device: torch.device) -> bool:
+def _needs_wide_norms(blocks: Sequence[nn.Module], device: torch.device) -> bool:
     """Whether a block has a layer norm, and no autocast widens it: a CPU's takes no bfloat16 weight
     beside a float32 input."""
     modules = (module for block in blocks for module in block.modules())

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-SHOWN = ("loss_ar", "loss_gva", "gva_constant", "val_loss_ar", "images_per_s")
+SHOWN = (
+    *("loss_ar", "loss_gva", "gva_constant", "val_loss_ar"),
+    *("loss_cca", "reward_margin", "ranked", "val_loss_cca", "images_per_s"),
+)
 """Fields of a plain line."""
 
 

@@ -32,6 +32,12 @@ from arra.resolve import resolve_folder
 from arra.train.adapters import Opened, adapted_backbone
 from arra.train.alignment import objective_of, online_targets, target_names
 from arra.train.blocks import engage
+from arra.train.contrast import (
+    ContrastiveStep,
+    check_contrast,
+    contrastive_step,
+    without_guidance,
+)
 from arra.train.first_weights import FirstWeights, open_on_main
 from arra.train.guard import Guard
 from arra.train.optim import Average, build_optimizer
@@ -45,10 +51,17 @@ from arra.train.world import World
 class Step(nn.Module):
     """Backbone and objective as the one module that a parallel engine or a compiler wraps."""
 
+    more_blocks: Sequence[nn.Module] = ()  # beside the backbone's
+    used: Sequence[nn.Parameter] = ()  # frozen ones that a forward pass needs
+
     def __init__(self, backbone: Backbone, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = backbone.model, objective
         self._backbone = backbone
+
+    def counts(self, micro: MicroBatch) -> dict[str, int]:
+        """How many things each term of a micro-batch averages over."""
+        return self.objective.counts(micro.batch)
 
     def forward(self, micro: MicroBatch, factor: float) -> Terms:
         """The terms of one micro-batch; `factor` scales every lambda at this step."""
@@ -68,7 +81,7 @@ class Run:
     folder: Path
     world: World
     backbone: Backbone
-    step: Step
+    step: Step | ContrastiveStep
     engine: Engine
     guard: Guard
     state: State
@@ -90,6 +103,8 @@ def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
     manifest = read_manifest(config.data_folder)
     names, online = target_names(config, list(manifest.aligned()))
     dataset, held_out = open_splits(config, names)
+    if config.objective == "cca":
+        check_contrast(config, [dataset, *([held_out] if held_out else [])])
     spec = config.image_tokenizer or manifest.tokenizer.spec
     tokenizer = load_image_tokenizer(spec)
     if tokenizer.fingerprint != manifest.tokenizer.fingerprint:
@@ -102,6 +117,8 @@ def set_up(config: TrainConfig, folder: Path, world: World) -> Run:
     def describe(found: Opened) -> None:
         if (folder / PIPELINE).exists():
             return
+        if config.objective == "cca":
+            without_guidance(found.backbone)
         save_skeleton(
             found.backbone,
             folder,
@@ -157,16 +174,24 @@ def assemble(
     if first is None:
         backbone.to(world.device)
     backbone.model.train()
+    # The copy of what it starts from is made before anything is wrapped around its blocks.
+    contrastive = config.objective == "cca" and contrastive_step(config, backbone, adapter)
     engage(backbone, config.engine)
     loader, validation = _loaders(config, world, backbone, dataset, held_out, online)
-    objective = objective_of(config, backbone, loader.targets, world.device).to(world.device)
+    step = contrastive or Step(
+        backbone, objective_of(config, backbone, loader.targets, world.device)
+    )
+    objective = step.objective.to(world.device)
     if first is not None:
         first.take("objective", objective)
         objective.to("meta")
-    step = Step(backbone, objective)
     names = {id(p): name for name, p in backbone.model.named_parameters()}
-    engine = engine_of(step, backbone.blocks, objective, config, world)
+    engine = engine_of(
+        *(step, [*backbone.blocks, *step.more_blocks], objective, config, world, step.used)
+    )
     if first is not None:
+        if step.used:
+            first.take_again("model", "start")
         step.to_empty(device=world.device)
         first.fill(step)
     adapter = adapter and after_wrapping(adapter, names, backbone.model)
@@ -247,6 +272,7 @@ def _loaders(
             f"--batch-size {config.batch_size} cannot be split into {slices} parts, one for each "
             f"of {world.size} processes: start fewer processes"
         )
+    contrasting = config.objective == "cca"
     passages = _passages(config.data.text) if config.data.text else []
     predicting = not config.align.weight or config.align.positions in LOOKING_AHEAD
     loader = Loader(
@@ -264,6 +290,7 @@ def _loaders(
         text_rows=config.text_rows if passages else 0,
         online=online[0],
         predicting=predicting,
+        contrasting=contrasting,
     )
     if held_out is None:
         return loader, None
@@ -278,6 +305,7 @@ def _loaders(
         centred=config.align.centred,
         online=online[1],
         predicting=predicting,
+        contrasting=contrasting,
     )
 
 

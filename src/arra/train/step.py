@@ -28,7 +28,7 @@ def optimizer_step(run: Run, step: int, tally: Tally) -> None:
     torch.manual_seed(_dropout_seed(config.seed, step, run.world.rank))
     factor = alignment_factor(step, config.steps, config.align)
     micros = [micro.to(run.world.device) for micro in run.loader.step(step)]
-    counted = _add_counts([run.step.objective.counts(m.batch) for m in micros])
+    counted = _add_counts([run.step.counts(m) for m in micros])
     counts = run.world.sum(counted | run.signs.given)
     run.signs.hear(counts)
     for group in state.optimizer.param_groups:
