@@ -24,7 +24,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
   bench       prepare, train, generate: how fast, part by part, and the distance to the limit
-  doctor      is a dataset whole and sound; what became of a run; what would one need
+  doctor      is a dataset whole; what became of a run; does a model open; what would a run need
 
   --version   print the version
   --debug     (anywhere) full tracebacks
@@ -260,35 +260,53 @@ def _doctor(arguments: Sequence[str]) -> None:
     elif not arguments:
         raise WrongUse(
             "arra doctor DATASET says whether a prepared dataset is whole and sound, arra doctor "
-            "RUN what became of a training run, arra doctor --plan RECIPE what a run would need"
+            "RUN what became of a training run, arra doctor MODEL whether a model opens and "
+            "paints, arra doctor --plan RECIPE what a run would need"
         )
     elif arguments[0] in ("-h", "--help"):
         print("usage: arra doctor DATASET [...]           is a prepared dataset whole and sound?")
         print("       arra doctor RUN [...]               what became of a training run?")
+        print(
+            "       arra doctor MODEL [...]             does a model open, and how does it paint?"
+        )
         print("       arra doctor --plan RECIPE [...]     what would a run need?\n")
-        for part in (_audit, _examine):
+        for part in (_audit, _examine, _look_at):
             with contextlib.suppress(SystemExit):
                 part(["--help"])
         _plan_a_run(["--help"])
-    elif _names_a_run(arguments):
-        _examine(arguments)
     else:
-        _audit(arguments)
+        _named(arguments)(arguments)
 
 
-def _names_a_run(arguments: Sequence[str]) -> bool:
-    """Whether the first folder named is a run, rather than a dataset."""
+def _named(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    """Who looks at the first dataset, run or model that is named."""
     from arra.doctor.audit import is_dataset
+    from arra.doctor.model import is_model
     from arra.doctor.run import is_run
     from arra.files import place
 
     for each in arguments:
         if not each.startswith("-") and "://" not in each:
             if is_dataset(place(each)):
-                return False
+                return _audit
             if is_run(place(each)):
-                return True
-    return False
+                return _examine
+            if is_model(each):
+                return _look_at
+    return _audit
+
+
+def _look_at(arguments: Sequence[str]) -> None:
+    from arra.doctor.settings import ModelCheckConfig
+
+    config = _parse(ModelCheckConfig, arguments, "arra doctor")
+    from arra.doctor.audit_report import told
+    from arra.doctor.model import look_at
+
+    found = look_at(config)
+    print(json.dumps(found.to_json(), indent=1) if config.json else told(found))
+    if found.failed:
+        raise ValueError(f"{config.model}: {found.verdict.removeprefix('verdict: ')}")
 
 
 def _examine(arguments: Sequence[str]) -> None:
@@ -331,9 +349,9 @@ def _audit(arguments: Sequence[str]) -> None:
 
     if not is_dataset(place(config.dataset)):
         raise WrongUse(
-            f"{config.dataset} is no prepared dataset (it has neither manifest.json nor plan.json) "
-            f"and no training run (it has no config.json of one); arra doctor --plan RECIPE plans "
-            f"a run"
+            f"{config.dataset} is no prepared dataset (it has neither manifest.json nor "
+            f"plan.json), no training run (it has no config.json of one) and no model (none that "
+            f"names a model_type); arra doctor --plan RECIPE plans a run"
         )
     found, seen = audit(config)
     if config.out is not None:

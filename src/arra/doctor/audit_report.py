@@ -14,7 +14,7 @@ LINES = 20
 
 _MARKS = {
     kind: {"damage": worst, "warning": "warning", "not checked": "not checked", "note": "note"}
-    for kind, worst in (("dataset", "DAMAGE"), ("run", "WRONG"))
+    for kind, worst in (("dataset", "DAMAGE"), ("run", "WRONG"), ("model", "WRONG"))
 }
 
 

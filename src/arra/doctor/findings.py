@@ -69,7 +69,7 @@ class Audit:
     """An audit that is done.
 
     Attributes:
-        folder: the dataset, or the run.
+        folder: the dataset, the run or the model.
         title: what it is, in one line.
         checks: in the order of the report.
         strict: warnings fail as well.
@@ -80,7 +80,7 @@ class Audit:
     title: str
     checks: Sequence[Check]
     strict: bool = False
-    kind: Literal["dataset", "run"] = "dataset"
+    kind: Literal["dataset", "run", "model"] = "dataset"
 
     def count(self, level: Level) -> int:
         """Findings of a level."""
@@ -88,7 +88,7 @@ class Audit:
 
     @property
     def failed(self) -> bool:
-        """Whether the dataset should not be trained on, or something is wrong with the run."""
+        """Whether the dataset should not be trained on, or something is wrong with the rest."""
         return bool(self.count("damage") or (self.strict and self.count("warning")))
 
     @property

@@ -108,6 +108,26 @@ class RunConfig:
     """Warnings are errors: exit code 1."""
 
 
+@dataclass(frozen=True)
+class ModelCheckConfig:
+    """Says whether a model opens, how it paints, and what in its folder is missing or wrong.
+
+    Every weight is looked at once. Exit code 0: fine, 1: something is wrong, 2: wrong use. Nothing
+    is written.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """What `arra export` made, or a published checkpoint: folder, hub id or builtin:scenes."""
+    format: str | None = None
+    """How a published checkpoint writes images, where its files do not tell (docs/chameleon.md)."""
+    image_tokenizer: str | None = None
+    """Where the image tokenizer is, if not inside or where the model says."""
+    json: bool = False
+    """Print JSON instead of text."""
+    strict: bool = False
+    """Warnings are errors: exit code 1."""
+
+
 def _require(condition: bool, rule: str, found: object) -> None:
     if not condition:
         raise ValueError(f"{rule}, got {found}")

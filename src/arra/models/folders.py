@@ -26,12 +26,28 @@ def open_causal_lm(folder: Path) -> PreTrainedModel:
     """The causal language model in `folder`, weights in the type they are stored in.
 
     Raises:
-        OSError, ValueError, KeyError: no such model there; transformers' own words say what.
+        OSError, ValueError, KeyError: no such model there, or not all of it.
     """
-    with without_progress_bar():
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, trust_remote_code=False
+    try:
+        with without_progress_bar():
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder} is damaged, or not what its config says: {reason}") from None
+    model, found = opened
+    missing = sorted(str(name) for name in found["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} is not a whole model: {len(missing)} tensors are missing, such as "
+            f"{missing[0]}"
         )
+    return model
 
 
 def empty_causal_lm(folder: Path) -> PreTrainedModel:

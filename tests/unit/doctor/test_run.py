@@ -276,7 +276,7 @@ def test_garbled_lines_and_broken_files_are_told(tmp_path: Path, data: Path) -> 
 
 def test_an_empty_folder_is_wrong_use(tmp_path: Path, capsys) -> None:
     assert cli.main(["doctor", str(tmp_path)]) == 2
-    assert "and no training run" in capsys.readouterr().err
+    assert "no training run" in capsys.readouterr().err
 
 
 def test_missing_pictures_are_told(tmp_path: Path, data: Path) -> None:
