@@ -4,7 +4,6 @@ Painting reads all weights and the cache in every step, so the limit is memory's
 measured on the same machine, in turns with the arms, on a working set of the weights' size.
 """
 
-import copy
 import json
 import platform
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from arra.bench.generate_arms import (
     ORIGINALS,
     Others,
     Ours,
+    Way,
     by_transformers,
     fresh_image_tokenizer,
     fresh_painter,
@@ -32,14 +32,14 @@ from arra.bench.generate_arms import (
     with_pixels,
 )
 from arra.bench.generate_gpu import gpu_arms
-from arra.bench.paired import Ratio, take_turns
+from arra.bench.paired import Ratio, rounded, take_turns
 from arra.bench.train_arms import require_checkout
 from arra.device import cpu_has_bfloat16, pick_device
-from arra.generate.engine import Engine
+from arra.files import read_json
 from arra.generate.pipeline import Pipeline
-from arra.generate.settings import Sampling
+from arra.generate.settings import DEFAULT_WINDOW, Sampling, Speculation
 from arra.models.base import Backbone, Grid
-from arra.models.loading import load_model
+from arra.models.loading import PIPELINE, load_model, model_place
 from arra.train.throughput import peak_resident
 
 Name = Literal["tiny", "B", "L", "XL", "text", "7B"]
@@ -73,6 +73,10 @@ class BenchGenerateConfig:
     """2 rounds, no process apart for the peak of the resident set."""
     compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False
     """Another arm: ours with the decode step compiled."""
+    speculate: tuple[Literal["sjd", "scd"], ...] = ()
+    """More arms: ours with speculation. It says something of a trained --model alone."""
+    window: int = DEFAULT_WINDOW
+    """Of the arms with speculation."""
     llamagen: str | None = None
     """A checkout of FoundationVision/LlamaGen: its own `generate` is an arm."""
     transformers: bool = False
@@ -91,6 +95,7 @@ class BenchGenerateConfig:
 
     def __post_init__(self) -> None:
         Sampling(cfg=self.cfg, top_k=self.top_k)
+        Speculation(window=self.window)
         if min(self.images, self.rounds) < 1 or min(self.slots, self.threads) < 0:
             raise ValueError(
                 "--images and --rounds must be at least 1, --slots and --threads at least 0"
@@ -125,7 +130,13 @@ class BenchGenerateConfig:
         return pipe
 
     def grid_of(self, backbone: Backbone) -> Grid:
-        return self.grid or backbone.default_grid or grid_of(self.size)
+        if self.grid is not None or self.model is None:
+            return self.grid or grid_of(self.size)
+        described = model_place(self.model) / PIPELINE
+        if described.is_file():
+            height, width = read_json(described)["grid"]
+            return height, width
+        return backbone.default_grid or grid_of(self.size)
 
 
 def bench_generate(config: BenchGenerateConfig) -> dict[str, Any]:
@@ -162,21 +173,24 @@ def bench_generate(config: BenchGenerateConfig) -> dict[str, Any]:
     del ours, arms, turns, backbone
     if config.gpu_arms:
         result["gpu_arms"] = gpu_arms(device, config.cfg, config.rounds, config.llamagen)
-    return _rounded(result | surroundings)
+    return rounded(result | surroundings)
 
 
 def _ours(config: BenchGenerateConfig, backbone: Backbone, grid: Grid) -> dict[str, Ours]:
     """Our ways, each for all pictures side by side and for one."""
-    ways = {"plain": (backbone, False)}
+    ways = {"plain": Way(backbone)}
     if config.compiled:
-        ways["compiled"] = (copy.deepcopy(backbone), True)
+        ways["compiled"] = Way(backbone, compiled=True)
+    for mode in config.speculate:
+        ways[mode] = Way(backbone, speculation=Speculation(mode, config.window))
     arms = {}
-    for name, (painter, compiled) in ways.items():
+    for name, way in ways.items():
         for ending, images in (("", config.images), (ONE, 1)):
-            requests = requests_of(painter, grid, images, config.sampling())
+            requests = requests_of(way.backbone, grid, images, config.sampling())
             rows = requests[0].rows * images
-            slots = rows if ending else (config.slots or rows)
-            arms[name + ending] = Ours(painter, requests, Engine(painter, slots, compiled=compiled))
+            arms[name + ending] = Ours(
+                requests, way.engine(rows if ending else config.slots or rows)
+            )
     return arms
 
 
@@ -219,11 +233,12 @@ def _measured(
             "forwards_per_image": arm.forwards_each,
         }
         if isinstance(arm, Ours):
-            weights, cache = step_bytes(arm.backbone, arm.requests)
+            weights, cache = step_bytes(arm.engine.backbone, arm.requests)
             read = arm.forwards * (weights + cache)
             fraction = Ratio.of([read / speed for speed in bandwidths], seconds[name])
             told[name] |= {"weight_bytes": weights, "cache_bytes": cache}
             told[name] |= fraction.fields("bandwidth_fraction")
+            told[name]["kept_share"] = arm.kept / arm.images / codes
     result: dict[str, Any] = {
         "tokens_per_s": told["plain"]["tokens_per_s"],
         "images_per_s": told["plain"]["images_per_s"],
@@ -232,9 +247,10 @@ def _measured(
         "bandwidth_range": [min(bandwidths), max(bandwidths)],
         "arms": told,
     }
-    for other in ("llamagen", "transformers"):
-        for name in ("plain", "compiled"):
-            if other in seconds and name in seconds:
+    ours = [name for name, arm in arms.items() if isinstance(arm, Ours) and ONE not in name]
+    for name in ours:
+        for other in (*(each for each in arms if each not in ours and ONE not in each), "plain"):
+            if other != name:
                 ratio = Ratio.of(seconds[other], seconds[name])
                 result |= ratio.fields(f"{name}_times_{other}")
     return result
@@ -249,7 +265,9 @@ def _apart(config: BenchGenerateConfig) -> int:
 def _peak(config: BenchGenerateConfig, threads: int) -> int:
     torch.set_num_threads(threads)
     backbone = config.painter()
-    _ours(replace(config, compiled=False), backbone, config.grid_of(backbone))["plain"]()
+    _ours(replace(config, compiled=False, speculate=()), backbone, config.grid_of(backbone))[
+        "plain"
+    ]()
     return peak_resident()
 
 
@@ -272,6 +290,7 @@ def told(result: dict[str, Any]) -> str:
             f"{name:24}{arm['seconds']:8.2f}{arm['ms_per_token']:10.2f}{arm['tokens_per_s']:10.1f}"
             f"{arm['images_per_s']:12.3f}{arm['forwards_per_image']:15.0f}"
             + (f"{share:14.0%}" if share is not None else "")
+            + (f", {arm['kept_share']:.0%} foreseen" if arm.get("kept_share") else "")
         )
     slowest, fastest = (speed / 1e9 for speed in result["bandwidth_range"])
     lines += [
@@ -280,14 +299,11 @@ def told(result: dict[str, Any]) -> str:
         f"({slowest:.1f} to {fastest:.1f} in the rounds)",
     ]
     lines.append(f"first row of one picture: after {result['first_rows_share']:.1%} of its time")
-    for other, meaning in (("llamagen", "LlamaGen's own"), ("transformers", "transformers' own")):
-        for name in ("plain", "compiled"):
-            key = f"{name}_times_{other}"
-            if key in result:
-                low, high = result[f"{key}_interval"]
-                lines.append(
-                    f"{meaning} time over ours, {name}: {result[key]:.2f} [{low:.2f}, {high:.2f}]"
-                )
+    for key, value in result.items():
+        name, times, other = key.partition("_times_")
+        if times and not other.endswith("_interval"):
+            low, high = result[f"{key}_interval"]
+            lines.append(f"{name}: {value:.2f} [{low:.2f}, {high:.2f}] times as fast as {other}")
     if "pixels" in result:
         pixels = result["pixels"]
         lines.append(
@@ -326,11 +342,3 @@ def _surroundings(
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -23,7 +23,7 @@ from arra.doctor.made_up import captions
 from arra.generate.engine import Engine
 from arra.generate.pipeline import Pipeline
 from arra.generate.request import Painted, Request, RowsPainted, Steps
-from arra.generate.settings import Sampling
+from arra.generate.settings import NO_SPECULATION, Sampling, Speculation
 from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.models.base import Backbone, Grid
 from arra.models.folders import cast_weights
@@ -94,14 +94,26 @@ def requests_of(
 # ---- ours ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Way:
+    """One of our ways to paint."""
+
+    backbone: Backbone
+    compiled: bool = False
+    speculation: Speculation = NO_SPECULATION
+
+    def engine(self, slots: int) -> Engine:
+        return Engine(self.backbone, slots, compiled=self.compiled, speculation=self.speculation)
+
+
 class Ours:
     """Paints a few pictures per call, with an engine that is kept.
 
     Of the last call: `forwards` of all rows, prompts not counted; `painted`, what it finished.
     """
 
-    def __init__(self, backbone: Backbone, requests: Sequence[Request], engine: Engine) -> None:
-        self.backbone, self.requests, self.engine = backbone, requests, engine
+    def __init__(self, requests: Sequence[Request], engine: Engine) -> None:
+        self.requests, self.engine = requests, engine
         self.forwards = 0
         self.painted: list[Painted] = []
 
@@ -121,6 +133,11 @@ class Ours:
     def forwards_each(self) -> float:
         """Passes that a picture took part in, with the one of its prompt."""
         return 1 + sum(each.forwards for each in self.painted) / self.images
+
+    @property
+    def kept(self) -> int:
+        """Codes that were foreseen."""
+        return sum(each.kept for each in self.painted)
 
     def first_rows(self) -> float:
         """The share of one streamed picture's time after which its first row of codes is there."""

@@ -54,7 +54,7 @@ def _one(
     """One picture, ours compiled, in turns with whom there is to compare with."""
     device, grid = backbone.device, grid_of(name)
     requests = requests_of(backbone, grid, 1, sampling)
-    ours = Ours(backbone, requests, Engine(backbone, requests[0].rows, compiled=True))
+    ours = Ours(requests, Engine(backbone, requests[0].rows, compiled=True))
     speeds: list[float] = []
     size = sum(step_bytes(backbone, requests))
     arms: dict[str, Callable[[], object]] = {
@@ -89,7 +89,7 @@ def _throughput(backbone: Backbone, name: str, sampling: Sampling) -> dict[int, 
         torch.cuda.reset_peak_memory_stats(device)
         requests = requests_of(backbone, grid, images, sampling)
         slots = images * requests[0].rows
-        arm = Ours(backbone, requests, Engine(backbone, slots, compiled=True))
+        arm = Ours(requests, Engine(backbone, slots, compiled=True))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that memory ran out: it ends this
             spent = take_turns({"": arm}, 1, 1, device)[""][0]

@@ -8,6 +8,7 @@ its percentile bootstrap interval.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,15 @@ def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
     left @ right
     best = min(timed(lambda: left @ right, device) for _ in range(5))
     return 2 * size**3 / best / 1e12
+
+
+def rounded(value: Any) -> Any:
+    """For the JSON line: every number in it to five digits."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _finish(device: torch.device) -> None:

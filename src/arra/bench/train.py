@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from arra.bench.paired import Ratio, product_tflops, take_turns
+from arra.bench.paired import Ratio, product_tflops, rounded, take_turns
 from arra.bench.train_arms import (
     SIZES,
     Ours,
@@ -136,7 +136,7 @@ def bench_train(config: BenchTrainConfig) -> dict[str, Any]:
         }
     if config.gpu_arms:
         result["gpu_arms"] = _gpu_arms(config)
-    return _rounded(result | _surroundings(config, device))
+    return rounded(result | _surroundings(config, device))
 
 
 def _compared(
@@ -290,11 +290,3 @@ def _surroundings(config: BenchTrainConfig, device: torch.device) -> dict[str, A
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value

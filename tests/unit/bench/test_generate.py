@@ -26,10 +26,14 @@ CPU = torch.device("cpu")
 
 def test_the_table_and_the_line(capsys) -> None:
     tiny = ["--size", "tiny", "--quick", "--dtype", "float32", "--device", "cpu"]
-    assert main(["bench", "generate", *tiny]) == 0
+    assert main(["bench", "generate", *tiny, "--speculate", "scd"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
-    assert set(result["arms"]) == {"plain", "plain, one picture"}
+    one = ", one picture"
+    assert set(result["arms"]) == {"plain", "plain" + one, "scd", "scd" + one}
+    low, high = result["scd_times_plain_interval"]
+    assert low <= result["scd_times_plain"] <= high
+    assert result["arms"]["scd"]["forwards_per_image"] <= 16
     plain = result["arms"]["plain"]
     assert result["tokens_per_s"] == plain["tokens_per_s"]
     assert plain["tokens_per_s"] == pytest.approx(2 * 16 / plain["seconds"], rel=1e-3)
