@@ -23,6 +23,7 @@ from arra.train.run_card import FILE as RUN_CARD
 from arra.train.run_card import public_name
 
 PAPER = "https://arxiv.org/abs/2503.07334"
+CCA = "https://arxiv.org/abs/2410.09347"
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,12 @@ def _what(exported: Exported, config: TrainConfig, card: Mapping[str, Any]) -> s
         else f"It is a plain next-token baseline: nothing was aligned (lambda = 0 of "
         f"[ARRA]({PAPER}))."
     )
+    if config.objective == "cca":
+        method = (
+            f"Guidance was distilled into its weights by condition contrastive alignment "
+            f"([arXiv 2410.09347]({CCA})): **paint with it at cfg 1**, which needs one forward "
+            f"pass a token where guidance needs two. Guidance on top of it counts twice."
+        )
     return (
         f"This is {how} that paints: from {prompt} it writes the {height} x {width} codes of an "
         f"image, one after the other, and an image tokenizer makes the picture of them. "
@@ -205,6 +212,8 @@ def _training(exported: Exported, config: TrainConfig, card: Mapping[str, Any]) 
     terms = [
         f"next-token cross entropy over {'all tokens' if loss.vocab == 'all' else 'image tokens'}"
     ]
+    if config.objective == "cca":
+        terms = [f"condition contrastive, beta {config.cca.beta:g}, lambda {config.cca.weight:g}"]
     terms += ["prompts trained as well"] if loss.text else []
     terms += [f"z-loss {loss.z:g}"] if loss.z else []
     aligned = ""
@@ -255,7 +264,8 @@ def _results(exported: Exported) -> str:
     log = exported.run / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     fields = [json.loads(line) for line in lines if line.endswith("}")]
-    told = [f for f in fields if "val_loss_ar" in f and f["step"] <= exported.step]
+    told = [f for f in fields if f["step"] <= exported.step]
+    told = [f for f in told if "val_loss_ar" in f or "val_loss_cca" in f]
     if not told:
         return ""
     values = [(name, value) for name, value in told[-1].items() if name.startswith("val_")]
