@@ -10,7 +10,12 @@ from pathlib import Path
 import tiny_chameleon
 import torch
 from tiny_painters import emu3_special_tokens, emu3_tokenizer, publish_emu3, publish_janus
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    ChameleonForConditionalGeneration,
+    GenerationConfig,
+)
 
 from arra.config import ModelConfig
 from arra.image_tokenizers.vq import VQConfig, VQModel
@@ -25,7 +30,7 @@ GROWN = {  # architecture: (fields of its own, format of an image)
     "llama": ({"tie_word_embeddings": False}, "chameleon"),
     "qwen2": ({"tie_word_embeddings": True}, "lumina"),
     "qwen3": ({"head_dim": 32}, "grid"),
-    "gemma2": ({"head_dim": 32, "final_logit_softcapping": 5.0}, "chameleon"),
+    "gemma2": ({"head_dim": 32, "final_logit_softcapping": 30.0}, "chameleon"),
     "gemma3_text": ({"head_dim": 32, "sliding_window": 8}, "lumina"),
     "smollm3": ({}, "chameleon"),
 }
@@ -42,12 +47,20 @@ def painter(kind: str, folder: Path) -> Backbone:
         published = publish_janus(folder)
     elif kind in PUBLISHED:
         write = {"chameleon": tiny_chameleon.publish, "lumina": tiny_chameleon.publish_lumina}
-        published = write[kind](folder, tiny_chameleon.tiny())
+        published = write[kind](folder, _chameleon())
     else:
         return _grown(kind, folder)
     backbone = load_model(published)
     spread(backbone)
     return backbone
+
+
+def _chameleon() -> ChameleonForConditionalGeneration:
+    """With heads of 32, the narrowest that vLLM has on a CPU."""
+    config = tiny_chameleon.tiny().config
+    config.hidden_size = 32 * config.num_attention_heads
+    torch.manual_seed(0)
+    return ChameleonForConditionalGeneration(config)
 
 
 def _grown(kind: str, folder: Path) -> Backbone:
@@ -87,10 +100,13 @@ def _grown(kind: str, folder: Path) -> Backbone:
 
 @torch.no_grad()
 def spread(backbone: Backbone) -> None:
-    """Larger weights: small ones would paint one code all over."""
+    """Larger weights: small ones would paint one code all over, and so would a large table that
+    serves both ends."""
+    tied = backbone.model.config.get_text_config().tie_word_embeddings
     for name, parameter in backbone.model.named_parameters():
         if parameter.ndim == 2 and "vqmodel" not in name and "vision" not in name:
-            parameter.normal_(std=1.0 if "embed" in name else 0.3)
+            table = 0.1 if tied else 1.0
+            parameter.normal_(std=table if "embed" in name else 0.3)
 
 
 def codec(codes: int) -> VQModel:
