@@ -181,9 +181,21 @@ def largest(painter: Painter, engine: str, network: float) -> int:
     return found
 
 
+def ring_steps(ranks: int) -> int:
+    """Steps of a small all-reduce in gloo's ring."""
+    return 2 * (ranks - 1)
+
+
+def steps_by_machine(ranks: int) -> int:
+    """Steps of the same added within machines, then in a ring of their first processes, and handed
+    out: reduce and broadcast within a machine take at most as many steps as a ring there."""
+    here = min(ranks, GPUS_PER_NODE)
+    return ring_steps(here) + (ring_steps(ranks // here) if ranks > here else 0)
+
+
 def gloo_sum(ranks: int) -> float:
-    """Seconds of a small all-reduce over hosts: gloo's ring takes 2 (N-1) steps."""
-    return 2 * (ranks - 1) * ASSUMED["tcp hop"]
+    """Seconds of a step's sum of counts."""
+    return steps_by_machine(ranks) * ASSUMED["tcp hop"]
 
 
 # ---- data ----------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class World:
         local_rank, local_size: the same, on this machine.
         device: what this process computes on.
         group: whose messages are whose; None = the one that all share.
+        machine, heads: of several machines, the processes of this one, and the first of each.
     """
 
     device: torch.device
@@ -46,6 +47,8 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     group: dist.ProcessGroup | None = None
+    machine: dist.ProcessGroup | None = None
+    heads: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -57,11 +60,21 @@ class World:
             self.sum({})
 
     def sum(self, numbers: Mapping[str, int]) -> dict[str, int]:
-        """Each number added over all processes; the names must be the same on each."""
+        """Each number added over all processes; the names must be the same on each.
+
+        Once a step: over several machines it is added within each, and then between them, for one
+        ring around N processes takes 2 (N - 1) steps (docs/scaling.md).
+        """
         if self.size == 1:
             return dict(numbers)
         total = torch.tensor([*numbers.values(), 1])
-        dist.all_reduce(total, group=self.group)
+        if self.machine is None:
+            dist.all_reduce(total, group=self.group)
+        else:
+            dist.reduce(total, group=self.machine, group_dst=0)
+            if self.local_rank == 0:
+                dist.all_reduce(total, group=self.heads)
+            dist.broadcast(total, group=self.machine, group_src=0)
         return dict(zip(numbers, total.tolist(), strict=False))
 
     def total(self, numbers: Tensor) -> Tensor:
@@ -73,7 +86,21 @@ class World:
 
     def apart(self) -> "World":
         """The same processes with messages of their own, for a thread beside the main one."""
-        return self if self.size == 1 else replace(self, group=dist.new_group(backend="gloo"))
+        if self.size == 1:
+            return self
+        return replace(self, group=dist.new_group(backend="gloo"), machine=None, heads=None)
+
+    def by_machine(self) -> "World":
+        """The same processes, who add up by machine from now on, if these have equally many."""
+        if self.size == 1:
+            return self
+        alike = self.rank % self.local_size == self.local_rank
+        sizes = set(self.on_all(lambda: self.local_size if alike else 0))
+        if 0 in sizes or len(sizes) > 1 or self.local_size in (1, self.size):
+            return self
+        machine, _ = dist.new_subgroups(self.local_size, backend="gloo")
+        heads = dist.new_group(range(0, self.size, self.local_size), backend="gloo")
+        return replace(self, machine=machine, heads=heads)
 
     def on_main(self, act: Callable[[], Value]) -> Value:
         """What `act` gives on process 0, on all of them; so is a mistake that it names.
@@ -151,7 +178,7 @@ def open_world(device: str) -> Iterator[World]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        yield World(place, rank, size, local, local_size)
+        yield World(place, rank, size, local, local_size).by_machine()
     except (ValueError, OSError, FloatingPointError) as error:
         if _is_said(str(error), store, rank):
             error.add_note(SAID)

@@ -1,5 +1,6 @@
 """What several processes tell each other: mistakes, and who speaks of them."""
 
+import importlib
 import os
 import sys
 
@@ -75,7 +76,30 @@ def complaint(arguments: list[str]) -> tuple[int, str]:
 def test_the_command_line_complains_once(
     wrong: list[str], code: int, word: str, tmp_path: object
 ) -> None:
+    importlib.import_module("arra.train.loop")  # once, before the ranks fork
     first, *others = in_ranks(3, complaint, ["train", "scenes", "--out", f"{tmp_path}/o", *wrong])
     assert first[0] == code
     assert word in first[1]
     assert others == [(code, "")] * 2
+
+
+def sums(ranks: int, local_size: int) -> tuple[bool, list[dict[str, int]]]:
+    rank = int(os.environ["RANK"])
+    here = min(local_size, ranks - rank // local_size * local_size)  # the last may have fewer
+    os.environ |= {"LOCAL_WORLD_SIZE": str(here), "LOCAL_RANK": str(rank % local_size)}
+    with open_world("cpu") as world:
+        found = [world.sum({"a": (rank + 1) * n, "b": 10**15 + rank}) for n in range(3)]
+        world.apart().barrier()
+        return world.machine is not None, found
+
+
+@pytest.mark.parametrize(
+    ("ranks", "local_size", "grouped"), [(4, 2, True), (4, 4, False), (3, 2, False)]
+)
+def test_sums_by_machine(ranks: int, local_size: int, grouped: bool) -> None:
+    """As many machines as it takes, on this one; unequal ones add up in one ring."""
+    expected = [
+        {"a": n * ranks * (ranks + 1) // 2, "b": ranks * 10**15 + ranks * (ranks - 1) // 2}
+        for n in range(3)
+    ]
+    assert in_ranks(ranks, sums, ranks, local_size) == [(grouped, expected)] * ranks
