@@ -5,7 +5,7 @@ the weights in the end. `retrieval` is within a micro-batch, and padding to its 
 may differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from small_runs import (
     trajectory,
     whole,
 )
+from tiny_painters import emu3_special_tokens, emu3_tokenizer, publish_emu3, publish_janus
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -156,11 +157,21 @@ def test_the_same_trajectory(arm: str, config: TrainConfig, alone: dict) -> None
     arm_agrees(ARMS[arm], config, alone, 4, 1e-10)
 
 
-@pytest.mark.parametrize("architecture", ["llamagen", "chameleon"])
+PUBLISHED: dict[str, Callable[[Path], object]] = {
+    "chameleon": tiny_chameleon,
+    "janus": lambda folder: publish_janus(folder, CODES),
+    "emu3": lambda folder: publish_emu3(folder, emu3_tokenizer(emu3_special_tokens(CODES)), CODES),
+}
+
+
+@pytest.mark.parametrize("architecture", ["llamagen", *PUBLISHED])
 def test_other_families_sharded(
-    architecture: str, config: TrainConfig, llamagen: TrainConfig, chameleon: str, alone: dict
+    architecture: str, config: TrainConfig, llamagen: TrainConfig, tmp_path: Path, alone: dict
 ) -> None:
-    chosen = llamagen if architecture == "llamagen" else replace(config, model_path=chameleon)
+    """What Janus and Emu3 have besides (an image tokenizer, an image encoder) stays whole."""
+    chosen = llamagen
+    if architecture in PUBLISHED:
+        chosen = replace(config, model_path=str(PUBLISHED[architecture](tmp_path)))
     arm = (2, 2, engine("fsdp", "full"))
     arm_agrees(arm, chosen, alone, 3, 1e-10)
 
