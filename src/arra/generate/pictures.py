@@ -17,6 +17,7 @@ from arra.generate.captions import EncodedPrompts
 from arra.generate.pipeline import Pipeline
 from arra.generate.settings import GenerateConfig, Sampling, Speculation
 from arra.models import Backbone
+from arra.models.quantized import plain_tensors
 
 SETTINGS, LISTING, SHEET = "settings.json", "images.jsonl", "grid.png"
 SHEET_LIMIT = 64
@@ -59,6 +60,7 @@ def generate(config: GenerateConfig) -> Path:
         grid=config.grid,
         published_format=config.format,
         dtype=config.dtype,
+        quantization=config.quantization,
     )
     sampling = pipe.sampling.with_changes(
         config.cfg, config.temperature, config.top_k, config.top_p, config.cfg_interval
@@ -134,6 +136,7 @@ def _settings(
         **sampling.to_json(),
         "slots": config.slots,
         "compile": config.compile,
+        "quantization": config.quantization,
         "speculate": config.speculate,
         "window": None if config.speculate == "off" else config.window,
         "prompts": prompts,
@@ -153,7 +156,7 @@ def _text_encoder(pipe: Pipeline) -> str | None:
 def weights_sha256(backbone: Backbone) -> str:
     """SHA-256 of a model's weights, names and shapes included."""
     total = hashlib.sha256()
-    for name, tensor in sorted(backbone.model.state_dict().items()):
+    for name, tensor in sorted(plain_tensors(backbone.model)):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()

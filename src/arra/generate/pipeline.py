@@ -30,6 +30,7 @@ from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.interface import ImageTokenizer
 from arra.models import Backbone, load_model
 from arra.models.loading import PIPELINE, Precision, model_place
+from arra.models.quantized import Quantization
 
 FORMAT_VERSION = 1
 INSIDE = "image_tokenizer"
@@ -90,6 +91,7 @@ class Pipeline:
         grid: tuple[int, int] | None = None,
         published_format: str | None = None,
         dtype: Precision = "auto",
+        quantization: Quantization = "off",
     ) -> "Pipeline":
         """Opens an exported model, a run folder (its newest checkpoint), a checkpoint as its
         authors published it, a hub id or `builtin:scenes`.
@@ -100,14 +102,16 @@ class Pipeline:
             text_encoder: folder or hub id likewise, of a model that is prompted by its features. It
                 is opened when the first prompt comes.
             grid: (height, width) of the images in codes; default: what the model was trained on.
-            published_format, dtype: see `load_model`.
+            published_format, dtype, quantization: see `load_model`.
 
         Raises:
             ValueError: no painter is there, or the image tokenizer is not the one it was trained
                 with (compared by fingerprint).
         """
         folder = model_place(spec)
-        backbone = load_model(spec, device, dtype=dtype, published_format=published_format)
+        backbone = load_model(
+            spec, device, dtype=dtype, published_format=published_format, quantization=quantization
+        )
         if not (folder / PIPELINE).is_file():
             encoded = encoded_prompts(backbone, {}, device, text_encoder)
             pipe = cls._of_published(backbone, folder, device, image_tokenizer, grid)

@@ -145,6 +145,9 @@ class GenerateConfig:
     """How a published checkpoint writes images, where its files do not tell (docs/chameleon.md)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; auto = as they are stored."""
+    quantization: Literal["off", "int8", "int4", "fp8"] = "off"
+    """Smaller weights in the decoder blocks, an approximation: 8 or 4 bits, or fp8 on Hopper; needs
+    `pip install 'arra[quant]'` (docs/smaller-weights.md has what it costs and gives)."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu."""
     threads: int = 0

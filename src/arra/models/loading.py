@@ -23,6 +23,7 @@ from arra.models.causal_lm import CausalLM, grow
 from arra.models.families import family_named, family_of, open_foreign
 from arra.models.folders import cast_weights, open_text_tokenizer
 from arra.models.probes import check
+from arra.models.quantized import Quantization, quantize_weights
 from arra.models.run_folder import (
     latest_checkpoint,
     load_part,
@@ -45,6 +46,7 @@ def load_model(
     *,
     dtype: Precision = "auto",
     published_format: str | None = None,
+    quantization: Quantization = "off",
 ) -> Backbone:
     """A model that can paint: an exported folder, a run folder, a checkpoint in its family's own
     published format (a folder, or a file such as c2i_B_256.pt), or `builtin:scenes`.
@@ -55,9 +57,11 @@ def load_model(
     Args:
         dtype: type of the weights; "auto" = the one they are stored in.
         published_format: where a family has several and the files do not tell which.
+        quantization: smaller weights, for painting only (docs/smaller-weights.md).
 
     Raises:
-        ValueError: a model that was never taught to paint, a missing file, a failed probe.
+        ValueError: a model that was never taught to paint, a missing file, a failed probe, layers
+            that cannot be made smaller.
     """
     backbone = open_unchecked(spec, published_format)
     reason = backbone.cannot_paint()
@@ -68,7 +72,8 @@ def load_model(
         )
     if dtype != "auto":
         cast_weights(backbone.model, getattr(torch, dtype))
-    check(backbone.to(device))
+    quantize_weights(backbone, quantization, device)
+    check(backbone)
     return backbone
 
 
