@@ -73,6 +73,7 @@ def export(config: ExportConfig) -> Path:
         written = read_json(run / "config.json")
         origin = {
             "recipe": written["recipe"],
+            "objective": written["objective"],
             "step": read_state(checkpoint)["step"],
             "weights": config.weights,
             "alignment": written["align"],
