@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from stand_in_server import StandIn, as_it_is, serving
 from tiny_exports import GRID, SERVED, export
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from arra import Pipeline
 from arra.integrations.stock_server import ServedPainter
 from arra.models.loading import read_skeleton
+from arra.models.served import UNUSED_PARTS
 
 PROMPTS = ["a red circle", "two blue squares", ""]
 
@@ -139,6 +142,20 @@ def test_the_folder_is_what_vllm_opens(exports: dict[str, Path]) -> None:
         sampling = json.loads((folder / "pipeline.json").read_text())["sampling"]
         for name in ("temperature", "top_k", "top_p"):
             assert painting[name] == sampling[name], kind
+
+
+def test_an_image_encoder_that_is_not_there_is_zeros_for_vllm(exports: dict[str, Path]) -> None:
+    """vLLM refuses a folder without it; nobody else sees the file."""
+    written = {kind for kind in exports if (exports[kind] / "model" / UNUSED_PARTS).exists()}
+    assert written == {"lumina"}
+    folder = exports["lumina"] / "model"
+    stored, zeros = load_file(folder / "model.safetensors"), load_file(folder / UNUSED_PARTS)
+    with torch.device("meta"):
+        whole = ChameleonForConditionalGeneration(ChameleonConfig.from_pretrained(folder))
+    assert {**stored, **zeros}.keys() == whole.state_dict().keys()
+    assert not stored.keys() & zeros.keys()
+    assert all(name.startswith("model.vqmodel.") for name in zeros)
+    assert not any(tensor.any() for tensor in zeros.values())
 
 
 def test_others_are_refused_in_a_sentence(tmp_path: Path) -> None:
