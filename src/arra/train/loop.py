@@ -81,13 +81,7 @@ def _loop(
     if _unlogged(config, info):
         _log(run, monitor, tally, info["step"])
     for step in range(info["step"], end):
-        signs.given["unsaved"] = int(saver.failed)
-        if guard.passes_over(step):
-            signs.agree(run.world)
-        else:
-            optimizer_step(run, step, tally)
-        if signs.heard["unsaved"]:
-            saver.wait()  # raises, on all processes
+        _advance(run, tally, saver, step)
         done = step + 1
         monitor.step(done)
         logs = _due(config, config.log.every, done)
@@ -113,6 +107,19 @@ def _loop(
                 kept = "not saved, since updates are being refused" if overdue else "saved"
                 print(f"asked to stop: {kept} after step {done}; the same command goes on")
             raise signs.ending()
+
+
+def _advance(run: Run, tally: Tally, saver: Saver, step: int) -> None:
+    """One optimizer step, or a batch that is passed over. In either each process hears of signs
+    that others have seen, a checkpoint that could not be written among them."""
+    signs = run.signs
+    signs.given["unsaved"] = int(saver.failed)
+    if run.guard.passes_over(step):
+        signs.agree(run.world)
+    else:
+        optimizer_step(run, step, tally)
+    if signs.heard["unsaved"]:
+        saver.wait()  # raises, on all processes
 
 
 def _log(run: Run, monitor: Monitor, tally: Tally, done: int) -> None:
