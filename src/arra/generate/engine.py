@@ -75,6 +75,7 @@ class Engine:
         check_slots(slots)
         self.backbone, self.slots, self.compiled = backbone, slots, compiled
         self.speculation, self.tally = speculation, Tally()
+        self._decoding = backbone.decoding()
         self._lanes: dict[_Kind, Lane] = {}
         self._waiting: dict[_Kind, deque[tuple[int, Request]]] = {}  # by lane, in order
         self._tickets = itertools.count()
@@ -156,7 +157,7 @@ class Engine:
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         try:
-            with self.backbone.decoding(), torch.inference_mode():
+            with self._decoding, torch.inference_mode():
                 yield
         finally:
             self.backbone.model.train(was_training)

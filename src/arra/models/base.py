@@ -9,7 +9,7 @@ Legend: B sequences, T tokens, D model width, V logits.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -316,13 +316,13 @@ class Backbone(ABC):
     def _set_attention(self, name: str) -> None:
         self.model.set_attn_implementation(name)
 
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
+    def decoding(self) -> AbstractContextManager[None]:
         """Around steps of a few tokens a row: a family may set what makes them fast.
 
-        It may change rounding, and nothing else.
+        It may change rounding, and nothing else; it may be entered again and again, and what it
+        prepares goes with it.
         """
-        yield
+        return nullcontext()
 
     @contextmanager
     def tap(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:

@@ -8,8 +8,6 @@ vocabulary, K codes.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arra.layout import Layout, Style
 from arra.models.base import Backbone
+from arra.models.decoding import Decoding
 from arra.models.folders import empty_causal_lm, open_causal_lm
 from arra.models.no_cache import NO_CACHE
 from arra.models.row_cache import RowCache, visible
@@ -187,29 +186,8 @@ class CausalLM(Backbone):
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros_like(seen_B1TC, dtype=self.model.dtype).masked_fill(~seen_B1TC, lowest)
 
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
-        with plain_where_faster(self):
-            yield
-
-
-@contextmanager
-def plain_where_faster(backbone: Backbone) -> Iterator[None]:
-    """On a CPU, plain attention instead of the fused one while decoding."""
-    # With one query a row, the fused CPU kernel pays per row and head: 1.8 ms against 0.7 ms of
-    # plain products for 128 rows, 6 heads, 80 columns, a third of all painting time. Its bits
-    # also depend on the row where there are several threads. Not in float64: transformers'
-    # plain attention rounds its softmax to float32.
-    model = backbone.model
-    fused = model.config._attn_implementation == "sdpa"
-    if not fused or model.device.type != "cpu" or model.dtype == torch.float64:
-        yield
-        return
-    backbone.set_attention("eager")
-    try:
-        yield
-    finally:
-        backbone.set_attention("sdpa")
+    def decoding(self) -> Decoding:
+        return Decoding(self)
 
 
 def start_id(text_tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,11 +9,11 @@ Legend: B sequences, T tokens, D model width, K codes.
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,9 +21,10 @@ from arra.config import ModelConfig
 from arra.foreign import Foreign
 from arra.layout import Layout
 from arra.models.base import Backbone, Grid
-from arra.models.causal_lm import plain_where_faster
+from arra.models.decoding import Decoding, PackedLinear
 from arra.models.folders import empty_as, open_as
 from arra.models.llamagen_convert import from_original, recognise
+from arra.models.llamagen_decode import DecodeStep, decode_step
 from arra.models.llamagen_layers import LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
 from arra.models.row_cache import RowCache
@@ -115,6 +116,7 @@ class LlamaGen(Backbone):
     def __init__(self, model: LlamaGenForImageGeneration, layout: Layout) -> None:
         self.model, self.text_tokenizer, self.layout = model, None, layout
         self.head = model.output
+        self._decode_step: DecodeStep | None = None
         config = model.config
         self._by_class = config.condition == "class"
         self.sampling = CLASS_SAMPLING if self._by_class else TEXT_SAMPLING
@@ -252,14 +254,24 @@ class LlamaGen(Backbone):
         return self.model.hidden(ids_BT, text=text, cache=cache)
 
     def step(self, ids_BT: Tensor, positions_BT: Tensor, cache: RowCache) -> Tensor:
+        if self._decode_step is not None and not torch.compiler.is_compiling():
+            return self._decode_step(ids_BT, positions_BT, cache)
         cache.go_on(positions_BT)
         seen_B1TC = cache.seen(positions_BT)[:, None]
         return self.model.hidden(ids_BT, positions_BT, cache=cache, mask_B1TC=seen_B1TC)
 
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
-        with plain_where_faster(self):
-            yield
+    def decoding(self) -> Decoding:
+        return _LlamaGenDecoding(self)
+
+
+class _LlamaGenDecoding(Decoding):
+    """With a step made of packed layers."""
+
+    backbone: LlamaGen
+
+    def packed(self, layers: Sequence[PackedLinear]) -> None:
+        by_layer: dict[nn.Module, PackedLinear] = {each.layer: each for each in layers}
+        self.backbone._decode_step = decode_step(self.backbone.model, by_layer)
 
 
 def _folded(name: str) -> str:

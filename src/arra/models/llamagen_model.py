@@ -116,7 +116,7 @@ class LlamaGenForImageGeneration(PreTrainedModel):
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         x_BTD = self.tok_dropout(self._embedded(ids_BT, text))
-        turns = _turns(self.config, positions_BT, x_BTD.dtype)
+        turns = rotations(self.config, positions_BT, x_BTD.dtype)
         mask = _causal(self.padding(ids_BT, text)) if mask_B1TC is None else mask_B1TC
         for block in self.layers:
             if layers is not None:
@@ -160,7 +160,7 @@ def _check(config: LlamaGenConfig) -> None:
         raise ValueError("num_key_value_heads must divide num_attention_heads")
 
 
-def _turns(
+def rotations(
     config: LlamaGenConfig, positions_BT: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, 1, T, P) of rotary positions in two dimensions.
