@@ -28,6 +28,7 @@ from arra.bench.generate_arms import (
     grid_of,
     original,
     requests_of,
+    smaller,
     step_bytes,
     with_pixels,
 )
@@ -73,6 +74,8 @@ class BenchGenerateConfig:
     """2 rounds, no process apart for the peak of the resident set."""
     compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False
     """Another arm: ours with the decode step compiled."""
+    quantization: tuple[Literal["int8", "int4", "fp8"], ...] = ()
+    """More arms: ours with smaller weights."""
     speculate: tuple[Literal["sjd", "scd"], ...] = ()
     """More arms: ours with speculation. It says something of a trained --model alone."""
     window: int = DEFAULT_WINDOW
@@ -181,6 +184,8 @@ def _ours(config: BenchGenerateConfig, backbone: Backbone, grid: Grid) -> dict[s
     ways = {"plain": Way(backbone)}
     if config.compiled:
         ways["compiled"] = Way(backbone, compiled=True)
+    for kind in config.quantization:
+        ways[kind] = Way(smaller(backbone, kind))
     for mode in config.speculate:
         ways[mode] = Way(backbone, speculation=Speculation(mode, config.window))
     arms = {}
@@ -265,9 +270,11 @@ def _apart(config: BenchGenerateConfig) -> int:
 def _peak(config: BenchGenerateConfig, threads: int) -> int:
     torch.set_num_threads(threads)
     backbone = config.painter()
-    _ours(replace(config, compiled=False, speculate=()), backbone, config.grid_of(backbone))[
-        "plain"
-    ]()
+    _ours(
+        replace(config, compiled=False, quantization=(), speculate=()),
+        backbone,
+        config.grid_of(backbone),
+    )["plain"]()
     return peak_resident()
 
 

@@ -4,6 +4,7 @@ from a checkout, and transformers' own with guidance.
 Legend: N pictures, T tokens of a prompt, n tokens of a caption, F width of its features.
 """
 
+import copy
 import importlib
 import sys
 import time
@@ -28,6 +29,7 @@ from arra.image_tokenizers.vq import VQConfig, VQModel
 from arra.models.base import Backbone, Grid
 from arra.models.folders import cast_weights
 from arra.models.loading import load_for_training
+from arra.models.quantized import Quantization, quantize_weights
 
 CAPTION_TOKENS = 20
 """Of a made-up caption's features."""
@@ -92,6 +94,13 @@ def requests_of(
 
 
 # ---- ours ----------------------------------------------------------------------------------------
+
+
+def smaller(backbone: Backbone, quantization: Quantization) -> Backbone:
+    """A copy with smaller weights in its blocks."""
+    copied = copy.deepcopy(backbone)
+    quantize_weights(copied, quantization, backbone.device)
+    return copied
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,8 @@ def step_bytes(backbone: Backbone, requests: Sequence[Request]) -> tuple[int, in
     """
     head = sum(map(stored, backbone.head.parameters()))
     codes = len(backbone.layout.code_ids) / backbone.vocab_size
-    blocks = sum(map(stored, backbone.blocks.parameters()))
+    inside = (*backbone.blocks.parameters(), *backbone.blocks.buffers())  # smaller ones are buffers
+    blocks = sum(map(stored, inside))
     tokens = sum(
         request.rows
         * (len(request.prefix) + len(Steps.of(backbone.layout, request.grid).forced) / 2)
