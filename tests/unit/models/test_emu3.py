@@ -9,13 +9,9 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Emu3Config,
-    Emu3ForConditionalGeneration,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-)
+from tiny_painters import BOS, emu3_special_tokens, emu3_tokenizer, publish_emu3
+from tiny_painters import EMU3_CODES as CODES
+from transformers import Emu3ForConditionalGeneration
 
 from arra.generate.engine import Engine
 from arra.generate.request import Request
@@ -24,78 +20,14 @@ from arra.image_tokenizers import load_image_tokenizer
 from arra.image_tokenizers.vq import to_bytes
 from arra.layout import Image, Layout, Text
 from arra.models import load_model
-from arra.models.emu3 import PARTS, Emu3
+from arra.models.emu3 import Emu3
 
-CODES, GRID = 20, (3, 4)
-BOS, EOS, PAD = "<|extra_203|>", "<|extra_204|>", "<|endoftext|>"
-
-
-def text_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=290 + len(tokens),
-        special_tokens=tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["a red circle, a blue square"] * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
-    )
-
-
-def special_tokens() -> list[str]:
-    codes = [f"<|visual token {code:06d}|>" for code in range(CODES)]
-    return [PAD, BOS, EOS, "<image>", *(n for n in PARTS.values() if n.startswith("<|")), *codes]
-
-
-def publish(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny random checkpoint as BAAI publishes them in transformers' format."""
-    config = Emu3Config(
-        text_config={
-            "vocab_size": len(tokenizer) + 3,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 96,
-            "attention_dropout": 0.0,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vq_config={
-            "codebook_size": CODES,
-            "base_channels": 32,
-            "channel_multiplier": [1, 1],
-            "num_res_blocks": 1,
-            "attn_resolutions": [1],
-            "hidden_size": 32,
-        },
-        vocabulary_map=tokenizer.get_vocab(),
-    )
-    torch.manual_seed(0)
-    model = Emu3ForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and "vqmodel" not in name:
-            # Small ones would paint one code all over.
-            parameter.data.normal_(std=1.0 if "embed" in name else 0.3)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+GRID = (3, 4)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(tmp_path_factory.mktemp("emu3"), text_tokenizer(special_tokens()))
+    return publish_emu3(tmp_path_factory.mktemp("emu3"), emu3_tokenizer(emu3_special_tokens()))
 
 
 @pytest.fixture
@@ -231,12 +163,12 @@ def test_pixels_have_the_range_that_the_folder_says(published: Path, tmp_path: P
 
 
 def test_wrong_folders_are_refused_in_one_sentence(published: Path, tmp_path: Path) -> None:
-    merged = text_tokenizer(special_tokens())
+    merged = emu3_tokenizer(emu3_special_tokens())
     merged.add_tokens(["12"])  # spells 12 as one token
     cases = {
-        "number by number": (publish(tmp_path / "a", merged), "does not spell numbers"),
+        "number by number": (publish_emu3(tmp_path / "a", merged), "does not spell numbers"),
         "unnumbered": (
-            publish(tmp_path / "b", text_tokenizer(special_tokens()[:-1])),
+            publish_emu3(tmp_path / "b", emu3_tokenizer(emu3_special_tokens()[:-1])),
             "vocabulary_map has 19 visual tokens",
         ),
     }

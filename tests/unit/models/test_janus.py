@@ -12,13 +12,9 @@ import torch
 import transformers
 from packaging import version
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from tiny_painters import JANUS_CODES as CODES
+from tiny_painters import publish_janus
+from transformers import JanusForConditionalGeneration
 
 from arra.generate.engine import Engine
 from arra.generate.request import Request
@@ -29,88 +25,12 @@ from arra.layout import Layout
 from arra.models import load_model
 from arra.models.janus import AFTER, BEFORE, Janus
 
-CODES, GRID = 24, (3, 3)
-SPECIAL = ["<bos>", "<eos>", "<pad>", "<begin_of_image>", "<end_of_image>", "<image_placeholder>"]
-
-
-def text_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=[*SPECIAL, "<|User|>", "<|Assistant|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["a red circle: a blue square"] * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        extra_special_tokens={
-            "boi_token": "<begin_of_image>",
-            "eoi_token": "<end_of_image>",
-            "image_token": "<image_placeholder>",
-        },
-    )
+GRID = (3, 3)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random checkpoint as deepseek-community publishes them."""
-    folder = tmp_path_factory.mktemp("janus")
-    tokenizer = text_tokenizer()
-    config = JanusConfig(
-        text_config={
-            "model_type": "llama",
-            "vocab_size": 304,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 96,
-        },
-        vision_config={
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 6,
-            "patch_size": 2,
-            "projection_dim": 32,
-            "num_image_tokens": 9,
-        },
-        vq_config={
-            "embed_dim": 4,
-            "num_embeddings": CODES,
-            "latent_channels": 8,
-            "base_channels": 32,
-            "channel_multiplier": [1, 1],
-            "num_res_blocks": 1,
-            "projection_dim": 32,
-            "image_token_embed_dim": 32,
-        },
-        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    model = JanusForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and ("language_model" in name or "generation" in name):
-            # Small ones would paint one code all over.
-            parameter.data.normal_(std=1.0 if "embed" in name else 0.3)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        guidance_scale=5,
-        generation_kwargs={"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")},
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return publish_janus(tmp_path_factory.mktemp("janus"))
 
 
 @pytest.fixture
