@@ -1,6 +1,6 @@
 """Stock servers: what an exported folder holds for them, and the client, against a stand-in server.
 
-The exports that are opened by plain transformers here were opened by a real vLLM too, by hand:
+The exports that are opened by plain transformers here were painted by a real vLLM too, by hand:
 docs/stock-servers.md says which, and how.
 """
 
