@@ -16,6 +16,9 @@ from tiny_painters import emu3_special_tokens, emu3_tokenizer, publish_emu3, pub
 from arra.config import EngineConfig, LoraConfig, ModelConfig, TrainConfig
 from arra.data.shards import open_dataset
 from arra.models.base import Backbone
+from arra.models.llamagen_convert import to_original
+from arra.models.llamagen_layers import LlamaGenConfig
+from arra.models.llamagen_model import LlamaGenForImageGeneration
 from arra.models.loading import fit_text_tokenizer, load_for_training, save_skeleton
 from arra.train.adapters import Opened, adapted_backbone
 from arra.train.first_weights import FirstWeights, open_on_main, tensors_of
@@ -143,6 +146,46 @@ def test_an_adapter(family: str, data: Path, tmp_path: Path) -> None:
     MODELS[family](tmp_path / "model")
     config = small_config(data, model_path=str(tmp_path / "model"), lora=LoraConfig(rank=2))
     assert_same(config, tmp_path / "run")
+
+
+def from_a_file(config: TrainConfig, run: Path) -> bool:
+    """Whether each process gets what is in the file; nothing is sharded here."""
+    codes = torch.zeros(CODES, 4)
+
+    def load() -> Opened:
+        spec = config.model_path
+        return Opened(load_for_training(spec, config.model, codebook_KC=codes, captions=(), seed=0))
+
+    def describe(found: Opened) -> None:
+        told = {"grid": (4, 4), "image_tokenizer": "", "fingerprint": "", "trained_vocabulary": ""}
+        save_skeleton(found.backbone, run, **told)
+
+    with open_world("cpu") as world:
+        opened, first = open_on_main(config, run, world, load, describe)
+        step = torch.nn.ModuleDict({"model": opened.backbone.model}).to_empty(device="cpu")
+        first.fill(step)
+        expected = dict(tensors_of(load().backbone.model))
+        filled = dict(tensors_of(step["model"]))
+    assert not first.held
+    return all(torch.equal(filled[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_file_in_another_layout(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = LlamaGenConfig(
+        vocab_size=CODES,
+        hidden_size=768,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=12,
+        num_classes=3,
+        grid_height=4,
+        grid_width=4,
+    )
+    file = tmp_path / "c2i_64.pt"
+    torch.save({"model": to_original(LlamaGenForImageGeneration(config))}, file)
+    settings = small_config(data, model_path=str(file))
+    assert in_ranks(2, from_a_file, settings, tmp_path / "run") == [True, True]
 
 
 @pytest.mark.long
