@@ -76,7 +76,7 @@ def both_ways(config: TrainConfig, folder: Path) -> list[object]:
 
 
 def assert_same(config: TrainConfig, folder: Path, ranks: int = 2) -> None:
-    for each, anew in in_ranks(ranks, both_ways, config, folder):
+    for each, anew in in_ranks(ranks, both_ways, config, folder, timeout=300):
         assert anew[0] == each[0]
         assert anew[1].keys() == each[1].keys()
         assert all(torch.equal(anew[1][name], tensor) for name, tensor in each[1].items())
