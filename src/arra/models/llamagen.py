@@ -27,6 +27,7 @@ from arra.models.llamagen_convert import from_original, recognise
 from arra.models.llamagen_decode import DecodeStep, decode_step
 from arra.models.llamagen_layers import LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
+from arra.models.quantized import SmallLinear
 from arra.models.row_cache import RowCache
 from arra.text_features import TextFeatures
 
@@ -270,7 +271,11 @@ class _LlamaGenDecoding(Decoding):
     backbone: LlamaGen
 
     def packed(self, layers: Sequence[PackedLinear]) -> None:
-        by_layer: dict[nn.Module, PackedLinear] = {each.layer: each for each in layers}
+        by_layer: dict[nn.Module, PackedLinear | SmallLinear]
+        by_layer = {each.layer: each for each in layers}
+        if layers:  # the head, where the blocks are smaller
+            small = [m for m in self.backbone.blocks.modules() if isinstance(m, SmallLinear)]
+            by_layer |= {each: each for each in small}
         self.backbone._decode_step = decode_step(self.backbone.model, by_layer)
 
 

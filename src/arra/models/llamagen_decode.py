@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from arra.models.decoding import PackedLinear, at_least
 from arra.models.llamagen_layers import Block
 from arra.models.llamagen_model import LlamaGenForImageGeneration, rotations
+from arra.models.quantized import SmallLinear
 from arra.models.row_cache import RowCache
 
 
@@ -28,7 +29,7 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: LlamaGenForImageGeneration, packed: dict[nn.Module, PackedLinear]
+        self, model: LlamaGenForImageGeneration, packed: dict[nn.Module, PackedLinear | SmallLinear]
     ) -> None:
         self.model, self.packed = model, packed
         config = model.config
@@ -104,7 +105,7 @@ def _norm(norm: Any, x_ND: Tensor) -> Tensor:
 
 
 def decode_step(
-    model: LlamaGenForImageGeneration, packed: dict[nn.Module, PackedLinear]
+    model: LlamaGenForImageGeneration, packed: dict[nn.Module, PackedLinear | SmallLinear]
 ) -> DecodeStep | None:
     """None where a layer is not packed: the model's own `forward` then takes the step."""
     linears = [m for block in model.layers for m in _linears(block)]

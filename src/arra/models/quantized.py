@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from arra.models.base import Backbone
@@ -184,12 +185,37 @@ def rounded(layer: nn.Linear, quantization: Quantization) -> nn.Module:
     return held[0]
 
 
-class Int8Linear(nn.Module):
+class SmallLinear(nn.Module):
+    """A linear layer for a CPU, in fewer bits. It is called like any, or as a step calls packed
+    layers (`PackedLinear`)."""
+
+    bias_O: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of_rows(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+    def of_rows(self, x_NI: Tensor, then: str = "none") -> Tensor:
+        """(N, O). `then`: none, or swish (SiLU)."""
+        y_NO = self.product(x_NI)
+        if self.bias_O is not None:
+            y_NO = y_NO + self.bias_O
+        return F.silu(y_NO) if then == "swish" else y_NO
+
+    def joined(self, x_NI: Tensor, other_NO: Tensor, how: str) -> Tensor:
+        """`of_rows` added to other numbers (`how`: add), or multiplied with them (mul)."""
+        y_NO = self.of_rows(x_NI)
+        return y_NO + other_NO if how == "add" else y_NO * other_NO
+
+    def product(self, x_NI: Tensor) -> Tensor:
+        """Without the bias."""
+        raise NotImplementedError
+
+
+class Int8Linear(SmallLinear):
     """A linear layer in int8 on a CPU: y_NO = (x_NI W_OI^T) * scale_O."""
 
     weight_OI: Tensor
     scale_O: Tensor
-    bias_O: Tensor | None
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -199,18 +225,15 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale_O", packed.scale.flatten().to(dtype))
         self.register_buffer("bias_O", None if bias_O is None else bias_O.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
-        y_NO = torch._weight_int8pack_mm(x_NI, self.weight_OI, self.scale_O)
-        return _with_bias(y_NO, self.bias_O).reshape(*x.shape[:-1], -1)
+    def product(self, x_NI: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(x_NI, self.weight_OI, self.scale_O)
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(SmallLinear):
     """A linear layer in int4 on a CPU: each group of inputs has a scale and an offset."""
 
     packed: Tensor
     scale_GO2: Tensor
-    bias_O: Tensor | None
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -221,14 +244,9 @@ class Int4Linear(nn.Module):
         self.register_buffer("scale_GO2", packed.scale_and_zero)
         self.register_buffer("bias_O", None if layer.bias is None else layer.bias.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1]).contiguous()
-        y_NO = torch.ops.aten._weight_int4pack_mm_for_cpu(x_NI, self.packed, GROUP, self.scale_GO2)
-        return _with_bias(y_NO, self.bias_O).reshape(*x.shape[:-1], -1)
-
-
-def _with_bias(y_NO: Tensor, bias_O: Tensor | None) -> Tensor:
-    return y_NO if bias_O is None else y_NO + bias_O
+    def product(self, x_NI: Tensor) -> Tensor:
+        mm: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
+        return mm(x_NI.contiguous(), self.packed, GROUP, self.scale_GO2)
 
 
 @contextmanager
