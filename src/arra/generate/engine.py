@@ -203,7 +203,7 @@ class Engine:
 
     def _kind(self, request: Request) -> _Kind:
         _, needed = columns_of(self.backbone, request)
-        columns = -(-needed // COLUMN_STEP) * COLUMN_STEP
+        columns = min(-(-needed // COLUMN_STEP) * COLUMN_STEP, self.backbone.max_length)
         return columns, 0 if self.speculation.mode == "off" else request.rows
 
     def _shrink(self, error: Exception) -> None:

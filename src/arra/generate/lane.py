@@ -114,6 +114,7 @@ class Lane:
         self._cache = backbone.new_cache(rows, columns)
         self._state = State.idle(rows, columns, backbone.device)
         self._code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
+        self._code_columns = _columns_of(self._code_ids_K)
         self._filtered = False
         plain, filtered, feed = (
             Step(run, backbone.device, compiled=compiled)
@@ -314,18 +315,25 @@ class Lane:
     def _guided(self, hidden_RD: Tensor, scale_R1: Tensor) -> Tensor:
         """Logits of the legal codes with guidance (R, K); both rows of a picture have the same."""
         logits_RK = self._code_logits(hidden_RD)
-        guided_RK = logits_RK[self._state.leader_R]
+        guided_RK = logits_RK.index_select(0, self._state.leader_R)
         scale_R1 = scale_R1.to(logits_RK.dtype)
-        mixed_RK = guide(guided_RK, logits_RK[self._state.partner_R], scale_R1)
+        unguided_RK = logits_RK.index_select(0, self._state.partner_R)
+        mixed_RK = guide(guided_RK, unguided_RK, scale_R1)
         return torch.where(scale_R1 == 1, guided_RK, mixed_RK)
 
     def _code_logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits of the legal codes, (R, K), in float32 at least."""
-        logits_RK = self.backbone.head(hidden_RD)[:, self._code_ids_K]
+        logits_RK = self.backbone.head(hidden_RD)[:, self._code_columns]
         if logits_RK.dtype in (torch.bfloat16, torch.float16):
             # Guidance takes a difference, which 8 bits of each side would not survive.
             logits_RK = logits_RK.float()
         return logits_RK
+
+
+def _columns_of(ids_K: Tensor) -> slice | Tensor:
+    """An index of these columns: one that copies nothing where they follow each other."""
+    first, count = int(ids_K[0]), len(ids_K)
+    return slice(first, first + count) if bool((ids_K.diff() == 1).all()) else ids_K
 
 
 @dataclass(frozen=True)
