@@ -66,7 +66,7 @@ def generate(config: GenerateConfig) -> Path:
         config.cfg, config.temperature, config.top_k, config.top_p, config.cfg_interval
     )
     pipe.compiled = config.compile
-    pipe.speculation = Speculation(config.speculate, config.window)
+    pipe.speculation = Speculation(config.speculate, config.window, config.adaptive_window)
     out = Path(config.out)
     _claim(out, _settings(config, pipe, sampling, prompts))
     digits = max(len(str(config.num - 1)), 1)
@@ -138,7 +138,8 @@ def _settings(
         "compile": config.compile,
         "quantization": config.quantization,
         "speculate": config.speculate,
-        "window": None if config.speculate == "off" else config.window,
+        "window": config.window,
+        "adaptive_window": config.adaptive_window,
         "prompts": prompts,
         "ran_on": {
             "device": str(pipe.backbone.device),

@@ -134,6 +134,8 @@ class GenerateConfig:
     or its coupled form. For few pictures at a time (docs/speculation.md)."""
     window: int = DEFAULT_WINDOW
     """Codes that a pass of --speculate looks at, at most."""
+    adaptive_window: bool = False
+    """A picture's window is narrower where few of its codes can be foreseen."""
     image_tokenizer: str | None = None
     """Folder, file or hub id; default: the one that the model was trained with."""
     text_encoder: str | None = None
@@ -162,7 +164,7 @@ class GenerateConfig:
             _require(min(self.grid) >= 1, "--grid must be two numbers of at least 1", self.grid)
         _require(self.threads >= 0, "--threads must be at least 0", self.threads)
         check_slots(self.slots)
-        Speculation(self.speculate, self.window)
+        Speculation(self.speculate, self.window, self.adaptive_window)
         check_seed(self.seed)
         check_seed(self.seed + self.num - 1)
 

@@ -30,6 +30,10 @@ from torch import Tensor
 Speculate = Literal["off", "sjd", "scd"]
 SMALLEST = 2
 """Steps of the narrowest window: with one, nothing is foreseen."""
+WIDTH_PER_PACE = 5
+"""A draft has to come to rest before the window's front reaches it (experiments/speculation)."""
+MEMORY = 0.8
+"""How much of a picture's pace is that of its earlier passes."""
 
 
 def jacobi(
@@ -94,8 +98,8 @@ class Drafts:
     Args:
         pictures, steps, window, codes: N, S, the widest W, K.
         coupled: SCD; otherwise SJD.
-        adaptive: a picture's window doubles when all its drafts stayed, and halves when no more
-            than a quarter became final; otherwise it has its full width always.
+        adaptive: a picture's window is `WIDTH_PER_PACE` times as wide as its passes went far
+            lately, rounded up to W, W / 2, W / 4 ...; otherwise it has its full width always.
         dtype: of the probabilities.
     """
 
@@ -125,6 +129,7 @@ class Drafts:
         self.passes_N = zeros(pictures)
         self.kept_N = zeros(pictures)  # codes that were drafts and stayed
         self.width_N = zeros(pictures) + window
+        self.pace_N = zeros(pictures, dtype=torch.float64)  # steps that a pass made final, lately
         self.q_NWK = zeros(pictures, window, codes, dtype=dtype)
 
     def begin(
@@ -153,7 +158,8 @@ class Drafts:
             table[rows, :steps] = values.to(table.device)
         self.length_N[rows] = steps
         self.final_N[rows] = self.seen_N[rows] = self.passes_N[rows] = 1
-        self.width_N[rows] = self.widths[0] if self.adaptive else self.window
+        self.width_N[rows] = self.first_width
+        self.pace_N[rows] = self.first_width / WIDTH_PER_PACE
         self.kept_N[rows], self.q_NWK[rows] = 0, 0
 
     @property
@@ -163,6 +169,11 @@ class Drafts:
         while self.adaptive and widths[0] >= 2 * SMALLEST:
             widths.insert(0, widths[0] // 2)
         return widths
+
+    @property
+    def first_width(self) -> int:
+        """What a picture begins with."""
+        return self.widths[-2:][0]
 
     def end(self, pictures: Sequence[int]) -> None:
         """Nobody is there any more."""
@@ -218,11 +229,11 @@ class Drafts:
         moved_NWK = p_NWK.flatten(0, 1).index_select(0, from_NW.flatten()).view_as(p_NWK)
         if self.adaptive:
             moved_NWK = torch.where(mine_N[:, None, None], moved_NWK, self.q_NWK[:, :width])
-            widths = self.widths
-            place = widths.index(width)
-            wider, narrower = widths[min(place + 1, len(widths) - 1)], widths[max(place - 1, 0)]
-            width_N = torch.where(ended_N == width, wider, width)
-            width_N = torch.where(ended_N * 4 <= width, narrower, width_N)
+            pace_N = MEMORY * self.pace_N + (1 - MEMORY) * ended_N
+            self.pace_N.copy_(torch.where(mine_N, pace_N, self.pace_N))
+            widths = torch.tensor(self.widths, device=pace_N.device)
+            place_N = torch.searchsorted(widths.double(), WIDTH_PER_PACE * self.pace_N)
+            width_N = widths[place_N.clamp(max=len(widths) - 1)]
             self.width_N.copy_(torch.where(mine_N, width_N, self.width_N))
         self.q_NWK[:, :width] = moved_NWK
         self.seen_N.copy_(torch.where(mine_N, self.final_N + live_N, self.seen_N))

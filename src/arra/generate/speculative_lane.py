@@ -97,7 +97,7 @@ class SpeculativeLane(Lane):
             picture = self._picture(seat)
             tables = (start_S, forced_S, source_S, uniform_SW)
             drafts.begin([picture], *(table[None] for table in tables))
-            self._widths[picture] = drafts.widths[0]
+            self._widths[picture] = drafts.first_width
             self._begun_R[list(seat.rows)] = state.position_R[list(seat.rows)]
             seat.done = 1
 
