@@ -29,8 +29,14 @@ from arra.study.prompts import prompts_of
 from arra.study.statistics import paired_difference
 
 FULL = "as stored"
-ARMS = ("bfloat16", "int8", "int4", "fp8")
-UNPAINTED = ("int4, groups of 32", "int4, groups of 128", "int8 + head", "int4 + head in int8")
+ARMS = ("bfloat16", "int8", "int4")
+UNPAINTED = (
+    "fp8",
+    "int4, groups of 32",
+    "int4, groups of 128",
+    "int8 + head",
+    "int4 + head in int8",
+)
 IMAGES, CAPTIONS, SLOTS, BATCH = 256, 256, 128, 32
 
 

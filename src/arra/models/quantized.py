@@ -36,6 +36,9 @@ INPUTS = {"int8": 16, "int4": GROUP, "fp8": 16}
 of other rows."""
 OUTPUTS = {"int8": 1, "int4": 16, "fp8": 16}
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_ACTIVATION = 1e-6
+"""What a row's largest activation is taken for at least: of a row of zeros, as rows where nobody
+sits may have, torchao's fp8 makes NaN, and that would stay in the cache."""
 HOPPER = (9, 0)
 """Compute capability."""
 
@@ -179,7 +182,9 @@ def rounded(layer: nn.Linear, quantization: Quantization) -> nn.Module:
     elif quantization == "int4":
         config = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
     else:
-        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+        config = Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), activation_value_lb=LEAST_ACTIVATION
+        )
     held = nn.Sequential(layer)
     quantize_(held, config)
     return held[0]

@@ -101,6 +101,7 @@ def test_rows_stand_alone_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     y_NO, expected_NO = layer(x_NI), full(x_NI)
     assert torch.equal(layer(other_NI)[0], y_NO[0])
     assert 0 < (y_NO - expected_NO).norm() < 0.06 * expected_NO.norm()
+    assert torch.equal(layer(torch.zeros_like(x_NI)), full(torch.zeros_like(x_NI)))
 
 
 @pytest.mark.parametrize("kind", ["llamagen", "llama", "gemma2", "chameleon", "janus", "emu3"])
