@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(arra.__version__)
         return 0
+    # Where torchao is installed, transformers imports it, and it warns of GPU parts on any CPU.
+    for noisy in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     verb = VERBS.get(arguments[0])
     if verb is None:
         return _complain(f"there is no verb {arguments[0]!r}\n\n{USAGE}", 2)
