@@ -176,7 +176,7 @@ class Loader:
         """This rank's share of the first `limit` samples in the dataset's order, `batch_size` at a
         time and no prompt dropped: for validation."""
         end = min(limit, self.num_samples)
-        others = self._others(self._order.rows_from(0, end))
+        others = self.others_of(self._order.rows_from(0, end))
         for i in range(self.rank * self.batch_size, end, self.ranks * self.batch_size):
             last = min(i + self.batch_size, end)
             part = self._order.rows_from(i, last)
@@ -275,9 +275,9 @@ class Loader:
         """For each slot of a step, of all ranks, the row whose prompt it is contrasted with."""
         if not self.contrasting:
             return []
-        return self._others(self._order.rows_at(step, np.arange(self.batch_size)))
+        return self.others_of(self._order.rows_at(step, np.arange(self.batch_size)))
 
-    def _others(self, samples: Sequence[Sequence[int]]) -> list[int]:
+    def others_of(self, samples: Sequence[Sequence[int]]) -> list[int]:
         """For each of some samples of one image the row whose prompt it is contrasted with."""
         if not self.contrasting:
             return []

@@ -155,6 +155,7 @@ def rehearse(
         if config.optim.bits == 8:
             run.state.optimizer = EightBitAdamW(run.state.optimizer.param_groups)
         _longest_passages(run)
+        _contrasted_with_itself(run)
         micros = with_tensors(run.loader.step(0), faker(fake))
         run.loader = Repeated(micros)
         with without_memory(fake), live:
@@ -204,7 +205,7 @@ def _steps(run: Run, live: LiveBytes, accumulate: int) -> tuple[Memory, int]:
     model, objective = run.step.model, run.step.objective
     micros = run.loader.step(0)
     weights = live.hold([*model.parameters(), *model.buffers()])
-    weights += live.hold([*objective.parameters(), *objective.buffers()])
+    weights += live.hold([*objective.parameters(), *objective.buffers(), *run.step.frozen])
     average = live.hold(run.state.average.weights.values()) if run.state.average else 0
     one = live.hold(tensors_of(micros))
     batch = one * accumulate // len(micros)
@@ -337,6 +338,11 @@ def _count(run: Run) -> Parts:
 def _values(parameter: Tensor) -> int:
     """Packed 4-bit weights are two a byte."""
     return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
+
+
+def _contrasted_with_itself(run: Run) -> None:
+    """There is one sample: its prompt stands for another's, as long as the longest."""
+    run.loader.others_of = lambda samples: [row for (row,) in samples]  # type: ignore[method-assign]
 
 
 def _longest_passages(run: Run) -> None:

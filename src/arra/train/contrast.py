@@ -58,6 +58,11 @@ class ContrastiveStep(nn.Module):
         pairs = zip(self.start.parameters(), self.model.parameters(), strict=True)
         return [frozen for frozen, own in pairs if own.requires_grad]
 
+    @property
+    def frozen(self) -> Sequence[Tensor]:
+        """All tensors of the copy."""
+        return () if self.start is None else [*self.start.parameters(), *self.start.buffers()]
+
     def counts(self, micro: MicroBatch) -> dict[str, int]:
         """How many images of a micro-batch the loss is a mean over."""
         assert micro.contrast is not None

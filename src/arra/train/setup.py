@@ -53,6 +53,7 @@ class Step(nn.Module):
 
     more_blocks: Sequence[nn.Module] = ()  # beside the backbone's
     used: Sequence[nn.Parameter] = ()  # frozen ones that a forward pass needs
+    frozen: Sequence[Tensor] = ()  # all that lies beside the model
 
     def __init__(self, backbone: Backbone, objective: Objective) -> None:
         super().__init__()

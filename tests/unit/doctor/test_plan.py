@@ -66,6 +66,16 @@ def test_each_flag_moves_its_own_part() -> None:
     assert plan(config(), accumulate=4).flops == 4 * plain.flops
 
 
+def test_a_contrast_has_a_frozen_copy_and_twice_the_rows() -> None:
+    baseline = dataclasses.replace(config(), align=AlignConfig(weight=0.0))
+    plain, found = plan(baseline), plan(dataclasses.replace(baseline, objective="cca"))
+    assert found.memory.weights == 2 * plain.memory.weights
+    assert found.memory.optimizer == plain.memory.optimizer
+    assert found.tokens == 2 * plain.tokens
+    # Twice the rows forwards and backwards, and forwards once more; the head once more again.
+    assert 2.6 * plain.flops < found.flops < 3.4 * plain.flops
+
+
 def test_flops_follow_from_parameters_and_tokens() -> None:
     found = plan(config(model=dataclasses.replace(MODEL, attention="sdpa")))
     wide = found.parts.blocks
