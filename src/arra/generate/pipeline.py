@@ -189,6 +189,8 @@ class Pipeline:
         """
         sampling = self.sampling.with_changes(cfg, temperature, top_k, top_p, cfg_interval)
         requests = self.requests(prompts, seeds, sampling)
+        if not requests:
+            return torch.empty(0, *self.grid, dtype=torch.long)
         return torch.stack(self.engine(slots).paint(requests))
 
     def pictures(
@@ -236,7 +238,7 @@ class Pipeline:
         for events in self._events(requests, slots):
             for number, event in events:
                 finished, codes_1hw = isinstance(event, Painted), event.codes_hw[None]
-                # A part is nobody's to compare: it is decoded alone, at a quarter of the time.
+                # A part is nobody's to compare: it is decoded alone.
                 decode = self.decode if finished else self.image_tokenizer.decode
                 [image] = to_pil(decode(codes_1hw).cpu())
                 yield number, image, finished

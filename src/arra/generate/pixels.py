@@ -13,18 +13,23 @@ from torch import Tensor
 
 from arra.image_tokenizers.interface import ImageTokenizer
 
-PIXEL_BATCH = 4
-"""Images whose pixels are computed together, always, so that none depends on how many there are."""
+CODES_TOGETHER = 256
+"""Codes whose pixels are computed in one pass: one image of 16 x 16, four of 8 x 8."""
 
 Batch = TypeVar("Batch")
 Pictures = TypeVar("Pictures")
 
 
 def to_pixels(image_tokenizer: ImageTokenizer, codes_Nhw: Tensor) -> Tensor:
-    """Uint8 NCHW on the CPU."""
+    """Uint8 NCHW on the CPU.
+
+    A pass always has so many images as follows from their size, so that none depends on how many
+    there are.
+    """
+    together = max(1, CODES_TOGETHER // max(1, codes_Nhw[0].numel()))
     parts = []
-    for part_Nhw in codes_Nhw.split(PIXEL_BATCH):
-        full_Nhw = torch.zeros(PIXEL_BATCH, *part_Nhw.shape[1:], dtype=part_Nhw.dtype)
+    for part_Nhw in codes_Nhw.split(together):
+        full_Nhw = torch.zeros(together, *part_Nhw.shape[1:], dtype=part_Nhw.dtype)
         full_Nhw[: len(part_Nhw)] = part_Nhw
         parts.append(image_tokenizer.decode(full_Nhw)[: len(part_Nhw)].cpu())
     return torch.cat(parts)

@@ -56,6 +56,7 @@ def test_one_prompt_and_default_seeds(pipe: Pipeline) -> None:
     assert torch.equal(pipe.codes("a dot"), expected_Nhw[2:])
     assert len(pipe("a dot")) == 1
     assert pipe([]) == []
+    assert pipe.codes([]).shape == (0, *GRID)
 
 
 def test_a_picture_is_the_same_alone_and_among_others(pipe: Pipeline) -> None:
