@@ -30,6 +30,7 @@ from arra.generate.pipeline import Pipeline
 
 HERE = Path(__file__).parent
 SCALES = (1.0, 1.5, 3.0)
+ARMS = ("1,1,1e-4", "0.02,1000,1e-4", "0.02,1000,1e-5", "0.02,1,1e-4")
 FIELDS = ("all_right", "colour", "shape", "fragments")
 
 
@@ -49,7 +50,7 @@ def train(arguments: argparse.Namespace, beta: float, weight: float, lr: float) 
 
 def painted(model: str, folder: Path, prompts: list[str], cfg: float) -> list[np.ndarray]:
     """The pictures of a model, painted once."""
-    file = folder / f"painted-{cfg:g}.npy"
+    file = folder / f"painted-{cfg:g}-{len(prompts)}.npy"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         pipe = Pipeline.from_pretrained(model)

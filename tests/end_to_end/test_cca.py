@@ -4,9 +4,12 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from saved_runs import assert_same_run, log_of
+import torch
+from ranks import in_ranks
+from saved_runs import assert_same_run, log_of, tensors_of
 
 from arra.cli import main
 from arra.config import (
@@ -14,6 +17,7 @@ from arra.config import (
     CcaConfig,
     CheckpointConfig,
     DataConfig,
+    EngineConfig,
     LogConfig,
     ModelConfig,
     OptimConfig,
@@ -73,6 +77,23 @@ def test_a_run_and_the_same_run_resumed(config: TrainConfig, tmp_path: Path) -> 
     assert last["reward_margin"] == pytest.approx(last["reward_own"] - last["reward_other"])
     assert math.isfinite(last["val_loss_cca"])
     assert "loss_ar" not in last
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_start_from_the_same(
+    parallel: Literal["ddp", "fsdp"], config: TrainConfig, tmp_path: Path
+) -> None:
+    """Sharded, the frozen start gets its weights from process 0 as the model does."""
+    split = dataclasses.replace(
+        config, out=str(tmp_path / "split"), engine=EngineConfig(parallel=parallel)
+    )
+    in_ranks(2, train, dataclasses.replace(split, steps=3), timeout=200)
+    alone = train(dataclasses.replace(config, steps=3))
+    for one, other in zip(log_of(split.out), log_of(alone), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    weights = tensors_of(alone)
+    for name, tensor in tensors_of(split.out).items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_exported_paints_without_guidance(config: TrainConfig, tmp_path: Path) -> None:
