@@ -30,7 +30,7 @@ from arra.generate.pipeline import Pipeline
 
 HERE = Path(__file__).parent
 SCALES = (1.0, 1.5, 3.0)
-ARMS = ("1,1,1e-4", "0.02,1000,1e-4", "0.02,1000,1e-5", "0.02,1,1e-4")
+ARMS = ("1,1,1e-4", "0.02,1000,1e-4", "0.1,1,1e-4", "0.02,1,1e-4", "0.02,1000,1e-5")
 FIELDS = ("all_right", "colour", "shape", "fragments")
 
 
@@ -66,12 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=75)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=192)
-    parser.add_argument(
-        "--arms",
-        nargs="+",
-        default=["0.02,1000,1e-4", "1,1,1e-4"],
-        help="beta,lambda,learning rate",
-    )
+    parser.add_argument("--arms", nargs="+", default=ARMS, help="beta,lambda,learning rate")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     prompts = list(open_dataset(arguments.data, "test").texts[: arguments.prompts])
