@@ -146,7 +146,7 @@ class GenerateConfig:
     format: str | None = None
     """How a published checkpoint writes images, where its files do not tell (docs/chameleon.md)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights; auto = as they are stored."""
+    """Type of the weights; auto = as they are stored, but float32 for float16 on a CPU."""
     quantization: Literal["off", "int8", "int4", "fp8"] = "off"
     """Smaller weights in the decoder blocks, an approximation: 8 or 4 bits, or fp8 on Hopper; needs
     `pip install 'arra[quant]'` (docs/smaller-weights.md has what it costs and gives)."""

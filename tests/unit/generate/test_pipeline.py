@@ -3,6 +3,7 @@
 Legend: N images, h and w codes per side.
 """
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,20 @@ def test_pictures_codes_and_batches_agree(pipe: Pipeline, backbone: Backbone) ->
     pixels = pipe.decode(codes_Nhw)
     for image, expected in zip(images, pixels, strict=True):
         assert list(image.tobytes()) == expected.permute(1, 2, 0).flatten().tolist()
+
+
+def test_half_precision_is_not_computed_in_on_a_cpu(
+    backbone: Backbone, exported: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(exported, folder)
+    half = copy.deepcopy(backbone.model).half()
+    half.save_pretrained(folder / "model")
+    opened = Pipeline.from_pretrained(folder).backbone.model
+    assert opened.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in opened.parameters())
+    bfloat = Pipeline.from_pretrained(folder, dtype="bfloat16").backbone.model
+    assert bfloat.dtype == torch.bfloat16
 
 
 def test_one_prompt_and_default_seeds(pipe: Pipeline) -> None:
