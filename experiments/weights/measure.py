@@ -29,9 +29,8 @@ from arra.study.prompts import prompts_of
 from arra.study.statistics import paired_difference
 
 FULL = "as stored"
-ARMS = ("bfloat16", "int8", "int4")
+ARMS = ("bfloat16", "int8", "int4", "fp8")
 UNPAINTED = (
-    "fp8",
     "int4, groups of 32",
     "int4, groups of 128",
     "int8 + head",
@@ -165,9 +164,12 @@ def main() -> None:
     data = asked.demo / "data"
     captions = list(prompts_of(data, "test").texts[:CAPTIONS])
     painters = {"demo": asked.demo / "aligned" / "export", "builtin:scenes": "builtin:scenes"}
+    made_by = read_json(data / "manifest.json")["tokenizer"]["fingerprint"]
     results = {}
     for name, spec in painters.items():
         pipe = Pipeline.from_pretrained(spec, dtype="float32")
+        if pipe.image_tokenizer.fingerprint != made_by:
+            raise ValueError(f"{name} paints with other codes than {data} holds: run the demo anew")
         results[name] = measure(name.replace(":", " "), pipe, data, captions, asked.out)
     write_json(asked.out / "results.json", results)
 
