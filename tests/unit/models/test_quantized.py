@@ -213,6 +213,23 @@ def test_pictures_in_int4_stand_alone() -> None:
         assert torch.equal(Engine(backbone, 4).paint([request])[0], codes_hw)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@torch.inference_mode()
+def test_a_lean_step_computes_what_the_layers_do(kind: Quantization) -> None:
+    backbone = llamagen()
+    quantize_weights(backbone, kind)
+    cache = backbone.new_cache(4, 9)
+    prefix_R1 = torch.tensor([backbone.condition("cat", (2, 4))] * 4)
+    backbone.prefill(prefix_R1, cache, torch.arange(4))
+    ids_R1, places_R1 = torch.tensor([[3], [9], [20], [7]]), torch.ones(4, 1, dtype=torch.long)
+    plain_R1D = backbone.step(ids_R1, places_R1, cache)
+    with backbone.decoding():
+        assert backbone._decode_step is not None  # type: ignore[attr-defined]
+        lean_R1D = backbone.step(ids_R1, places_R1, cache)
+    assert backbone._decode_step is None  # type: ignore[attr-defined]
+    torch.testing.assert_close(lean_R1D, plain_R1D, rtol=1e-4, atol=1e-5)
+
+
 def test_a_folder_keeps_its_weights_size(exported: Path, tmp_path: Path) -> None:
     def paint(kind: Quantization) -> None:
         generate(GenerateConfig(str(exported), str(tmp_path), ("a line",), quantization=kind))
