@@ -149,7 +149,7 @@ class GenerateConfig:
     """Type of the weights; auto = as they are stored, but float32 for float16 on a CPU."""
     quantization: Literal["off", "int8", "int4", "fp8"] = "off"
     """Smaller weights in the decoder blocks, an approximation: 8 or 4 bits, or fp8 on Hopper; needs
-    `pip install 'arra[quant]'` (docs/smaller-weights.md has what it costs and gives)."""
+    `pip install 'arra[torchao]'` (docs/smaller-weights.md has what it costs and gives)."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu."""
     threads: int = 0

@@ -83,7 +83,7 @@ def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _check_torchao(flag: str) -> None:
     if importlib.util.find_spec("torchao") is None:
-        raise ValueError(f"{flag}: that needs torchao, pip install 'arra[quant]'")
+        raise ValueError(f"{flag}: that needs torchao, pip install 'arra[torchao]'")
 
 
 def _check_device(quantization: Quantization, device: torch.device, flag: str) -> None:

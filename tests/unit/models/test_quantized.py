@@ -157,7 +157,7 @@ def test_what_cannot_be_rounded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         "find_spec",
         lambda name: None if name == "torchao" else found(name),
     )
-    assert "pip install 'arra[quant]'" in refused(llamagen(), "int8")
+    assert "pip install 'arra[torchao]'" in refused(llamagen(), "int8")
 
 
 def test_an_adapter_and_a_base_in_4_bits_are_refused() -> None:
