@@ -45,7 +45,7 @@ def test_adapt_export_and_paint(rank: int, tiny_dataset: Path, tmp_path: Path) -
     )
     assert not any(found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     pictures = tmp_path / "pictures"
-    paint = ["generate", str(out), "a line", "--num", "1", "--slots", "1", "--out", str(pictures)]
+    paint = ["generate", str(out), "a line", "--num", "1", "--slots", "2", "--out", str(pictures)]
     assert main(paint) == 0
     assert (pictures / "00000-0.png").exists()
     assert read_json(pictures / "settings.json")["top_p"] == 0.9

@@ -34,6 +34,6 @@ def test_fit_prepare_train_generate_export(tmp_path: Path) -> None:
         shutil.rmtree(path)
     assert load_image_tokenizer(export / "image_tokenizer").fingerprint == expected
 
-    paint = [str(export), "a red circle", "--num", "1", "--slots", "1", "--out", str(pictures)]
+    paint = [str(export), "a red circle", "--num", "1", "--slots", "2", "--out", str(pictures)]
     assert main(["generate", *paint]) == 0
     assert (pictures / "00000-0.png").exists()

@@ -357,4 +357,4 @@ def _tables(seat: Seat) -> tuple[Tensor, Tensor, Tensor]:
     first, last = sampling.cfg_interval
     share_S = torch.tensor(steps.cells_before[:-1]) / cells
     within_S = (share_S >= first) & (share_S < last)
-    return forced_S, uniform_S, torch.where(within_S, sampling.cfg, 1.0)
+    return forced_S, uniform_S, torch.where(within_S, sampling.cfg, 1.0).float()
