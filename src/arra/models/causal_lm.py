@@ -19,7 +19,7 @@ from arra.layout import Layout, Style
 from arra.models.base import Backbone
 from arra.models.decoding import Decoding
 from arra.models.folders import empty_causal_lm, open_causal_lm
-from arra.models.no_cache import NO_CACHE
+from arra.models.no_cache import NoCache
 from arra.models.row_cache import RowCache, visible
 from arra.text_features import TextFeatures
 
@@ -121,7 +121,7 @@ class CausalLM(Backbone):
 
     def last_hidden(self, ids_BT: Tensor, text: TextFeatures | None = None) -> Tensor:
         return self._decoder(
-            **self._inputs(ids_BT), past_key_values=NO_CACHE, use_cache=False
+            **self._inputs(ids_BT), past_key_values=NoCache(), use_cache=False
         ).last_hidden_state
 
     def text_ids(self, text: str) -> list[int]:
@@ -136,7 +136,7 @@ class CausalLM(Backbone):
     def has_cache(self) -> bool:
         """Keys and values alone: a recurrent layer's state cannot be taken back row by row."""
         kinds = set(getattr(self.model.config.get_text_config(), "layer_types", None) or ())
-        known = kinds <= {FULL, SLIDING}
+        known = kinds <= {FULL, SLIDING} and not getattr(self.model, "_is_stateful", False)
         return known and "past_key_values" in inspect.signature(self._decoder.forward).parameters
 
     def prefill(

@@ -35,6 +35,3 @@ class NoCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return query_length, 0
-
-
-NO_CACHE = NoCache()

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from arra.models.no_cache import NO_CACHE
+from arra.models.no_cache import NoCache
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -45,7 +45,7 @@ def test_nothing_else_is_computed(family: str, attention: str) -> None:
     ids_BT = torch.randint(0, 50, (2, 9))
     plain_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
     for _ in range(2):  # nothing is left behind
-        kept = decoder(input_ids=ids_BT, past_key_values=NO_CACHE, use_cache=False)
+        kept = decoder(input_ids=ids_BT, past_key_values=NoCache(), use_cache=False)
         off = (kept.last_hidden_state - plain_BTD).abs().max()
         assert off <= 1e-12
 
@@ -61,5 +61,5 @@ def test_attention_stays_causal_by_itself(monkeypatch: pytest.MonkeyPatch) -> No
 
     decoder = decoder_of("llama", "sdpa")
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    decoder(input_ids=torch.zeros(2, 9, dtype=torch.long), past_key_values=NO_CACHE)
+    decoder(input_ids=torch.zeros(2, 9, dtype=torch.long), past_key_values=NoCache())
     assert seen == [(None, True)] * 2
