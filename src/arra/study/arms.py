@@ -136,8 +136,10 @@ class Arm:
 
     @property
     def finished(self) -> bool:
-        last = latest_checkpoint(self.run)
-        return last is not None and last.name == step_name(self.config.steps)
+        """A stop in the last validation leaves the last checkpoint, but not its log line."""
+        last, lines = latest_checkpoint(self.run), self.log_lines()
+        saved = last is not None and last.name == step_name(self.config.steps)
+        return saved and bool(lines) and lines[-1]["step"] == self.config.steps
 
     def log_lines(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl so far; one that is being written is left out."""

@@ -245,3 +245,16 @@ def test_unseen_captions_are_those_that_no_training_image_has_each_once(study):
     assert chosen.texts == list(dict.fromkeys(t for t in test.texts if t not in shown))
     assert chosen.ids == [test.ids[test.rows.index(row)] for row in chosen.rows]
     assert not set(test.without(train.texts).texts) & set(train.texts)
+
+
+def test_an_arm_whose_last_line_is_missing_is_not_finished(study, config):
+    """As a stop in the last validation leaves it: the same command then writes the line."""
+    arm = make_arms(config, study.parent / "data")[0]
+    assert arm.finished
+    log = arm.run / "log.jsonl"
+    whole = log.read_text(encoding="utf-8")
+    try:
+        log.write_text("".join(whole.splitlines(keepends=True)[:-1]), encoding="utf-8")
+        assert not arm.finished
+    finally:
+        log.write_text(whole, encoding="utf-8")
