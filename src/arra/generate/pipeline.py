@@ -257,7 +257,7 @@ class Pipeline:
             ValueError: there are not as many seeds as prompts, or the model does not take a prompt.
         """
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = _repetitions(listed) if seeds is None else seeds
+        seeds = repetitions(listed) if seeds is None else seeds
         if len(seeds) != len(listed):
             raise ValueError(f"{len(listed)} prompts need as many seeds, got {len(seeds)}")
         prefix_of = {
@@ -322,7 +322,7 @@ class Pipeline:
         return to_pixels(self.image_tokenizer, codes_Nhw)
 
 
-def _repetitions(prompts: Sequence[str]) -> list[int]:
+def repetitions(prompts: Sequence[str]) -> list[int]:
     """How often each prompt came before: image j of every prompt gets seed j."""
     seen: dict[str, int] = {}
     seeds = []

@@ -21,7 +21,7 @@ from torch import Tensor
 from arra.config_json import from_json
 from arra.data.images import to_pil
 from arra.files import read_json
-from arra.generate.pipeline import INSIDE
+from arra.generate.pipeline import INSIDE, repetitions
 from arra.generate.pixels import to_pixels
 from arra.generate.settings import Sampling
 from arra.image_tokenizers import load_image_tokenizer
@@ -128,7 +128,7 @@ class ServedPainter:
         """
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         if seeds is None:
-            seeds = [listed[:number].count(prompt) for number, prompt in enumerate(listed)]
+            seeds = repetitions(listed)
         if len(seeds) != len(listed):
             raise ValueError(f"{len(listed)} prompts need as many seeds, got {len(seeds)}")
         sampling = self.sampling.with_changes(1.0, temperature, top_k, top_p)
