@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def lines_of(folder: Path) -> list[dict]:
 # ---- the log and TensorBoard ---------------------------------------------------------------------
 
 
+def next_second() -> None:
+    """TensorBoard reads event files by name: their second, then a number that sorts 10 before 9."""
+    now = int(time.time())
+    while int(time.time()) == now:
+        time.sleep(0.01)
+
+
 def test_lines_are_kept_up_to_the_step_that_is_resumed(tmp_path: Path, data: Path) -> None:
     run = run_in(tmp_path / "run", data)
     with Monitor(run, 0, 0) as monitor:
@@ -55,6 +63,7 @@ def test_lines_are_kept_up_to_the_step_that_is_resumed(tmp_path: Path, data: Pat
         monitor.picture("samples", RED, 4)
     with open(run.folder / "log.jsonl", "a") as log:
         log.write('{"step": 8, "los')  # killed
+    next_second()
     with Monitor(run, 4, 4) as monitor:
         monitor.write(6, FIELDS | {"loss_ar": 1.0})
     assert [line["step"] for line in lines_of(run.folder)] == [2, 4, 6]
