@@ -1,15 +1,67 @@
-"""Features of a set of images under a frozen encoder.
+"""Features of a set of images under frozen networks.
 
-Legend: N images, D feature width.
+Legend: N images, n of them at a time, D feature width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
+from arra.encoders import Encoder
+
 BATCH = 64
+FEATURES = "features"
+"""The stream that every extractor has."""
+
+
+class Extractor(Protocol):
+    """A network whose outputs sets of images are compared by.
+
+    Attributes:
+        name: measures are called after it, as `fd@NAME`; `inception` is the published network of
+            FID and no other.
+        streams: what it gives, with the width of each: `features` always, Inception also
+            `spatial` (sFID) and `logits` (Inception Score).
+        described: what a report must say of it: fingerprint, resize filter, ...
+    """
+
+    name: str
+    streams: Mapping[str, int]
+    described: dict[str, Any]
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """Float32 (n, D) of each stream."""
+        ...
+
+
+class EncoderFeatures:
+    """An encoder as an extractor. It resizes images by its own preprocessing."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder, self.name = encoder, encoder.name
+        self.streams: Mapping[str, int] = {FEATURES: encoder.dim}
+        self.described: dict[str, Any] = describe_encoder(encoder)
+
+    def __call__(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """Float32 features (n, D)."""
+        return {FEATURES: self._encoder(images).cpu().numpy()}
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What a report says about an encoder."""
+    return {
+        "name": encoder.name,
+        "spec": encoder.spec,
+        "family": encoder.family,
+        "pooling": encoder.pooling,
+        "dim": encoder.dim,
+        "dtype": encoder.dtype,
+        "fingerprint": encoder.fingerprint,
+        "resize": "the encoder's own preprocessor_config.json",
+    }
 
 
 def image_features(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,30 @@ def generate(config: GenerateConfig) -> Path:
             with other settings.
     """
     prompts = read_prompts(config)
+    pipe, sampling = open_painter(config)
+    out = Path(config.out)
+    _claim(out, settings_of(config, pipe, sampling, prompts))
+    digits = max(len(str(config.num - 1)), 1)
+    pictures = [
+        _Picture(f"{i:05d}-{j:0{digits}d}.png", prompt, config.seed + j)
+        for i, prompt in enumerate(prompts)
+        for j in range(config.num)
+    ]
+    missing = [picture for picture in pictures if not (out / picture.file).exists()]
+    if missing:
+        note = None if config.speculate == "off" else lambda: str(pipe.tally)
+        with Meter("paint", len(pictures), len(pictures) - len(missing), note) as meter:
+            _paint(pipe, missing, sampling, config.slots, out, meter)
+    _finish(out, pictures, sampling, config.num)
+    return out
+
+
+def open_painter(config: GenerateConfig) -> tuple[Pipeline, Sampling]:
+    """The pipeline that a config asks for, and how it is to draw.
+
+    Raises:
+        ValueError: a model that cannot be opened.
+    """
     device = torch.device(pick_device(config.device))
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -67,21 +92,7 @@ def generate(config: GenerateConfig) -> Path:
     )
     pipe.compiled = config.compile
     pipe.speculation = Speculation(config.speculate, config.window, config.adaptive_window)
-    out = Path(config.out)
-    _claim(out, _settings(config, pipe, sampling, prompts))
-    digits = max(len(str(config.num - 1)), 1)
-    pictures = [
-        _Picture(f"{i:05d}-{j:0{digits}d}.png", prompt, config.seed + j)
-        for i, prompt in enumerate(prompts)
-        for j in range(config.num)
-    ]
-    missing = [picture for picture in pictures if not (out / picture.file).exists()]
-    if missing:
-        note = None if config.speculate == "off" else lambda: str(pipe.tally)
-        with Meter("paint", len(pictures), len(pictures) - len(missing), note) as meter:
-            _paint(pipe, missing, sampling, config.slots, out, meter)
-    _finish(out, pictures, sampling, config.num)
-    return out
+    return pipe, sampling
 
 
 def _paint(
@@ -120,8 +131,8 @@ def _finish(out: Path, pictures: list[_Picture], sampling: Sampling, num: int) -
 # ---- settings ------------------------------------------------------------------------------------
 
 
-def _settings(
-    config: GenerateConfig, pipe: Pipeline, sampling: Sampling, prompts: list[str]
+def settings_of(
+    config: GenerateConfig, pipe: Pipeline, sampling: Sampling, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Everything that decides the pictures, and where they were painted."""
     return {
@@ -140,9 +151,10 @@ def _settings(
         "speculate": config.speculate,
         "window": config.window,
         "adaptive_window": config.adaptive_window,
-        "prompts": prompts,
+        "prompts": list(prompts),
         "ran_on": {
             "device": str(pipe.backbone.device),
+            "dtype": str(pipe.backbone.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },

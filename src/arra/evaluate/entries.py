@@ -1,0 +1,256 @@
+"""What a set of images may be read from: one class per container, told by its content.
+
+Other systems' pictures are measured by the same command as ours, so captions are never required:
+a tar or a Parquet file of nothing but images will do. Where there are captions, the sources of
+`arra prepare` read them.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from arra.data.parquet_files import parquet_file
+from arra.data.source_folders import IMAGE_SUFFIXES
+from arra.data.source_webdataset import tar_files
+from arra.data.sources import Reject, Source, open_source
+from arra.evaluate.image_set import Entries, Entry
+from arra.files import read_json
+
+LISTING, SETTINGS = "images.jsonl", "settings.json"
+"""What `arra generate` writes beside its pictures."""
+DESCRIBED = ("metadata.jsonl", "metadata.csv", "manifest.json", "*.parquet", "*.tar")
+TEXT_SUFFIXES = (".txt", ".json")
+
+
+def open_entries(
+    spec: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    text_column: str = "text",
+    image_column: str = "image",
+) -> Entries:
+    """Opens a folder that `arra generate` wrote, a folder of images, tars, Parquet, a batch of
+    images as ADM's evaluator reads it (.npz), or any source of `arra prepare`.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: what is there cannot be read; the message says why.
+    """
+    path = Path(spec).expanduser()
+    if path.suffix == ".npz":
+        from arra.evaluate.adm import NpzImages
+
+        return _first(NpzImages(path), limit)
+    if (path / LISTING).is_file():
+        return _first(PaintedFolder(path), limit)
+    if split is None and path.is_dir() and _is_plain_folder(path):
+        return _first(PlainFolder(path), limit)
+    if path.exists():
+        tars = [path] if path.suffix == ".tar" else tar_files(path) if path.is_dir() else []
+        if tars and split is None and not any(map(_has_text, tars)):
+            return _first(TarImages(tars), limit)
+        tables = _tables(path)
+        if tables and split is None and text_column not in _columns(tables[0]):
+            return _first(ParquetImages(tables, image_column), limit)
+    source = open_source(
+        spec, split=split, limit=limit, text_column=text_column, image_column=image_column
+    )
+    return SourceEntries(source)
+
+
+class SourceEntries:
+    """Rows of a source of `arra prepare`, captions included."""
+
+    painted: Mapping[str, Any] | None = None
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.split: str | None = source.split
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, start: int, stop: int) -> Iterator[Entry]:
+        """See Entries."""
+        for record in self._source.read(start, stop):
+            if isinstance(record, Reject):
+                name = record.id or f"row {record.row}"
+                yield Entry(name, None, reason=record.reason)
+            else:
+                yield Entry(record.id, record.image, record.text, extra=record.extra)
+
+
+class _Listed:
+    """Entries that are known beforehand."""
+
+    split: str | None = None
+    painted: Mapping[str, Any] | None = None
+    entries: list[Entry]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, start: int, stop: int) -> Iterator[Entry]:
+        """See Entries."""
+        return iter(self.entries[start:stop])
+
+
+class PlainFolder(_Listed):
+    """Image files, in the order of their paths."""
+
+    def __init__(self, folder: Path) -> None:
+        files = _image_files(folder)
+        self.entries = [Entry(path.relative_to(folder).as_posix(), path) for path in files]
+
+
+class PaintedFolder(_Listed):
+    """A folder that `arra generate` wrote: images.jsonl has one {file, prompt, seed} a line."""
+
+    def __init__(self, folder: Path) -> None:
+        listing = folder / LISTING
+        self.entries = []
+        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                name, prompt, seed = str(row["file"]), row.get("prompt"), row.get("seed")
+            except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+                raise ValueError(
+                    f"{listing} line {number} is not a JSON object with a 'file': run `arra "
+                    f"generate` again, it repairs its folder."
+                ) from None
+            caption = None if prompt is None else str(prompt)
+            seed = seed if isinstance(seed, int) else None
+            self.entries.append(Entry(name, folder / name, caption, seed))
+        settings = folder / SETTINGS
+        if settings.is_file():
+            self.painted = {k: v for k, v in read_json(settings).items() if k != "prompts"}
+
+
+class TarImages:
+    """The image files of tars without captions, read in place by their offsets."""
+
+    split: str | None = None
+    painted: Mapping[str, Any] | None = None
+
+    def __init__(self, tars: list[Path]) -> None:
+        self._members: list[tuple[Path, str, int, int]] = []
+        for tar in tars:
+            for member in _members(tar):
+                if Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    self._members.append((tar, member.name, member.offset_data, member.size))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def read(self, start: int, stop: int) -> Iterator[Entry]:
+        """See Entries."""
+        for tar, name, offset, size in self._members[start:stop]:
+            with tar.open("rb") as handle:
+                handle.seek(offset)
+                yield Entry(f"{tar.stem}/{name}", handle.read(size))
+
+
+class ParquetImages:
+    """Images of tables that have no caption column; a cell is bytes, or {bytes, path}."""
+
+    split: str | None = None
+    painted: Mapping[str, Any] | None = None
+
+    def __init__(self, tables: list[Path], image_column: str) -> None:
+        self._image = image_column
+        self._groups: list[tuple[Path, int, int, int]] = []
+        first = 0
+        for table in tables:
+            if image_column not in _columns(table):
+                raise ValueError(
+                    f"{table} has no column {image_column!r} for the image; its columns are "
+                    f"{', '.join(_columns(table))}. Name one with --image-column"
+                )
+            with parquet_file(table) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    self._groups.append((table, group, first, first + rows))
+                    first += rows
+        self._rows = first
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def read(self, start: int, stop: int) -> Iterator[Entry]:
+        """See Entries."""
+        for table, group, first, end in self._groups:
+            if end <= start or first >= stop:
+                continue
+            with parquet_file(table) as file:
+                cells = file.read_row_group(group, columns=[self._image]).column(0).to_pylist()
+            for row in range(max(first, start), min(end, stop)):
+                cell = cells[row - first]
+                image = cell.get("bytes") if isinstance(cell, dict) else cell
+                if not isinstance(image, bytes):
+                    image = None
+                yield Entry(f"row {row}", image, reason="there are no bytes of an image")
+
+
+class _Limited:
+    """The first rows of what holds a set."""
+
+    def __init__(self, entries: Entries, rows: int) -> None:
+        self._entries, self._rows = entries, rows
+        self.split, self.painted = entries.split, entries.painted
+
+    def __len__(self) -> int:
+        return min(self._rows, len(self._entries))
+
+    def read(self, start: int, stop: int) -> Iterator[Entry]:
+        """See Entries."""
+        return self._entries.read(start, min(stop, self._rows))
+
+
+def _first(entries: Entries, limit: int | None) -> Entries:
+    return entries if limit is None else _Limited(entries, limit)
+
+
+def _is_plain_folder(folder: Path) -> bool:
+    """Image files with no captions: nothing that a source would read texts from."""
+    if any(next(folder.rglob(pattern), None) for pattern in DESCRIBED):
+        return False
+    files = _image_files(folder)
+    return bool(files) and not files[0].with_suffix(".txt").exists()
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _members(tar: Path) -> list[tarfile.TarInfo]:
+    try:
+        with tarfile.open(tar, "r:") as opened:
+            return [member for member in opened.getmembers() if member.isfile()]
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{tar} is damaged ({error}): fetch it again") from None
+
+
+def _has_text(tar: Path) -> bool:
+    return any(Path(member.name).suffix.lower() in TEXT_SUFFIXES for member in _members(tar))
+
+
+def _tables(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    return sorted(path.glob("*.parquet"))
+
+
+def _columns(table: Path) -> list[str]:
+    try:
+        with parquet_file(table) as file:
+            names: list[str] = file.schema_arrow.names
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{table} is damaged ({error}): fetch it again") from None
+    return names

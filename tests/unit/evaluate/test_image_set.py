@@ -1,0 +1,169 @@
+"""Sets of images: what they are read from, their hash, and that a bad image is never passed over."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from arra.evaluate.entries import open_entries
+from arra.evaluate.image_set import StoredSet, key_of
+from arra.evaluate.painter import PaintedSet
+from arra.generate.settings import GenerateConfig
+
+COUNT = 6
+
+
+def pictures(count: int = COUNT, size: int = 24) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    made = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in made]
+
+
+def as_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def opened(spec: object, **given: object) -> StoredSet:
+    return StoredSet(str(spec), open_entries(str(spec), **given))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "plain"
+    place.mkdir()
+    for number, image in enumerate(pictures()):
+        image.save(place / f"{number}.png")
+    return place
+
+
+def containers(place: Path) -> list[Path]:
+    """The same pictures in four more containers, none with captions, one in reverse order."""
+    with tarfile.open(place / "a.tar", "w") as tar:
+        for number, image in reversed(list(enumerate(pictures()))):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(as_png(image))
+            tar.addfile(member, io.BytesIO(as_png(image)))
+    cells = [{"bytes": as_png(image), "path": None} for image in pictures()]
+    pq.write_table(pa.table({"image": cells}), place / "b.parquet", row_group_size=4)
+    pq.write_table(pa.table({"image": [as_png(i) for i in pictures()]}), place / "c.parquet")
+    (place / "d").mkdir()
+    for number, image in enumerate(pictures()):
+        image.save(place / "d" / f"{number}.bmp")
+    return [place / "a.tar", place / "b.parquet", place / "c.parquet", place / "d"]
+
+
+def test_a_set_has_one_hash_whatever_holds_it(folder: Path, tmp_path: Path) -> None:
+    expected = opened(folder).described()
+    assert (expected["n"], expected["distinct"], expected["sizes"]) == (COUNT, COUNT, [[24, 24]])
+    for container in containers(tmp_path):
+        found = opened(container)
+        assert found.described()["sha256"] == expected["sha256"], container
+        assert found.captions is None
+    (folder / "6.png").write_bytes(as_png(Image.new("RGB", (24, 24))))
+    assert opened(folder).described()["sha256"] != expected["sha256"]
+    assert opened(folder, limit=COUNT).described()["sha256"] == expected["sha256"]
+
+
+def test_pictures_come_again_alone_and_by_any_number_of_workers(folder: Path) -> None:
+    found = opened(folder)
+    first = {picture.index: picture for picture in found}
+    assert {p.index: p.key for p in StoredSet("x", open_entries(str(folder)), 5)} == {
+        index: picture.key for index, picture in first.items()
+    }
+    again = found.at([4, 0, 4])
+    assert [p.index for p in again] == [4, 0, 4]
+    assert again[1].key == first[0].key
+    assert np.array_equal(np.asarray(again[0].image), np.asarray(pictures()[4]))
+
+
+def test_a_file_that_changes_meanwhile_is_told(folder: Path) -> None:
+    found = opened(folder)
+    pictures()[0].save(folder / "3.png")
+    with pytest.raises(ValueError, match=r"3\.png changed while it was measured"):
+        list(found)
+
+
+def test_painted_folder_brings_prompts_seeds_and_settings(folder: Path) -> None:
+    rows = [{"file": f"{n}.png", "prompt": f"a red circle {n}", "seed": n} for n in range(3)]
+    (folder / "images.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[::-1]))
+    (folder / "settings.json").write_text(json.dumps({"cfg": 2.0, "prompts": ["x"]}))
+    found = opened(folder)
+    assert list(found.names) == ["2.png", "1.png", "0.png"]
+    assert found.captions == ["a red circle 2", "a red circle 1", "a red circle 0"]
+    assert found.seeds == [2, 1, 0]
+    assert found.described()["painted"] == {"cfg": 2.0}
+    assert len(opened(folder, limit=2)) == 2
+
+
+def test_scenes_are_a_set_with_captions() -> None:
+    found = opened("builtin:scenes", split="test", limit=4)
+    assert len(found) == 4
+    assert found.captions is not None
+    assert found.described()["split"] == "test"
+    assert found.described()["captions_sha256"] != found.described()["sha256"]
+
+
+def test_bad_images_are_counted_named_and_refused(folder: Path) -> None:
+    (folder / "1.png").write_bytes(b"")
+    whole = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "9.png").write_bytes(b"GIF89a, but not really")
+    with pytest.raises(ValueError, match="3 of 7 images") as error:
+        opened(folder)
+    for name in ("1.png", "2.png", "9.png"):
+        assert name in str(error.value)
+
+
+def test_missing_painted_file_and_broken_listing(folder: Path) -> None:
+    (folder / "images.jsonl").write_text('{"file": "0.png"}\n{"file": "gone.png"}\n')
+    with pytest.raises(ValueError, match=r"gone\.png"):
+        opened(folder)
+    (folder / "images.jsonl").write_text('{"file": "0.png"}\n{"fi')
+    with pytest.raises(ValueError, match="line 2"):
+        opened(folder)
+
+
+def test_a_set_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds no images"):
+        opened(tmp_path)
+
+
+def test_damaged_containers_are_named(tmp_path: Path) -> None:
+    paths = containers(tmp_path)
+    for path in paths[:2]:
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+            opened(path)
+    with pytest.raises(ValueError, match="no column 'picture'"):
+        opened(paths[2], image_column="picture")
+
+
+def test_pictures_straight_from_a_painter() -> None:
+    """They equal those of a call, carry prompt and seed, and come again one by one."""
+    config = GenerateConfig("builtin:scenes", "", num=2, seed=3, slots=8, device="cpu")
+    prompts = ["a red circle", "a small blue square"]
+    found = PaintedSet(config, prompts)
+    seen = {picture.index: picture for picture in found}
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert found.captions == ["a red circle"] * 2 + ["a small blue square"] * 2
+    assert [seen[index].seed for index in range(4)] == [3, 4, 3, 4]
+    found._kept.clear()
+    assert found.at([2])[0].key == seen[2].key
+    described = found.described()
+    assert described["painted"]["cfg"] > 0
+    assert described["painted"]["ran_on"]["dtype"] == "float32"
+    assert described["sizes"] == [[64, 64]]
+    assert found.side == 64
+
+
+def test_a_key_is_the_head_of_a_digest() -> None:
+    assert key_of(b"\x01" + b"\x00" * 7 + b"\xff" * 24) == 1
