@@ -81,7 +81,7 @@ def ms_ssim_diversity(
     """
     pairs_P2, within = diversity_pairs(keys_M, captions, pairs, seed)
     if len(pairs_P2) == 0:
-        return Finding(None, 0, reason=f"a pair takes two images; there are {len(keys_M)}")
+        return Finding(None, 0, reason=f"a pair takes two images; the set has {len(keys_M)}")
     details = {"pairs": "of one caption" if within else "of the whole set"}
     return _over_pairs(pairs_P2, read, read, details, seed)[0]
 
