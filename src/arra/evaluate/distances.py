@@ -1,16 +1,28 @@
 """Distances between two sets of features: Fréchet and kernel, in float64.
 
-Legend: N, M rows (one image each) of the two sets, D feature width.
+Legend: N, M rows (one image each) of the two sets, D feature width, S rows of a subset, G groups.
 
 The names FID and KID belong to the features of one Inception network; here the features are those
-of an encoder that the caller names, so the values are called `fd@<encoder>` and `kid@<encoder>`
-(see protocol.py). Neither is comparable with a published FID.
+of an extractor that the caller names, so the values are called `fd@NAME` and `kid@NAME` (see
+protocol.py), and FID is `fd@inception`.
 """
 
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
+
+from arra.evaluate.collected import Collected, Gaussian
+from arra.evaluate.finding import Finding
+
+T_95 = {9: 2.262, 19: 2.093}
+"""97.5 % quantiles of Student's t, by degrees of freedom."""
+GROUPS = 10
+"""Of the jackknife behind a Fréchet distance's interval."""
+POINTS = 8
+"""Sizes of subsets that fd_infinity goes through, the first a quarter of the images."""
 
 
 class KernelDistance(NamedTuple):
@@ -28,13 +40,6 @@ def rank_deficient(count_a: int, count_b: int, dim: int) -> bool:
 def frechet(features_a: np.ndarray, features_b: np.ndarray) -> float:
     """Squared Fréchet distance of the Gaussians fitted to (N, D) and (M, D) features.
 
-    |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2   (Dowson and Landau 1982; FID:
-    Heusel et al. 2017, arXiv 1706.08500, eq. 6), covariances with the N - 1 divisor.
-
-    The last trace is the sum of the singular values of R_a R_b^T for any factors R^T R of A and B.
-    Factors from a QR decomposition of the centred rows avoid forming a covariance and taking its
-    root, which costs half of the digits exactly where a covariance is singular.
-
     With no more rows than columns the value is still exact for the samples, but it is biased
     upwards and moves with N: a UserWarning says so (`rank_deficient` is the test).
     Raises ValueError for fewer than two rows, unequal widths or values that are not finite.
@@ -48,11 +53,78 @@ def frechet(features_a: np.ndarray, features_b: np.ndarray) -> float:
             UserWarning,
             stacklevel=2,
         )
-    mean_a_D, factor_a = _gaussian(rows_a_ND)
-    mean_b_D, factor_b = _gaussian(rows_b_MD)
-    cross_trace = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
-    value = ((mean_a_D - mean_b_D) ** 2).sum() + (factor_a**2).sum() + (factor_b**2).sum()
-    return max(float(value - 2.0 * cross_trace), 0.0)
+    return between(Gaussian.from_rows(rows_a_ND), Gaussian.from_rows(rows_b_MD))
+
+
+def between(a: Gaussian, b: Gaussian) -> float:
+    """Squared Fréchet distance of two Gaussians of one width.
+
+    |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2   (Dowson and Landau 1982; FID:
+    Heusel et al. 2017, arXiv 1706.08500, eq. 6), covariances with the N - 1 divisor.
+
+    The last trace is the sum of the singular values of R_a R_b^T for any factors R^T R of A and B,
+    so no covariance is formed and no root of one taken, which would cost half of the digits exactly
+    where it is singular.
+    """
+    product = torch.from_numpy(a.factor) @ torch.from_numpy(b.factor).T
+    cross_trace = float(torch.linalg.svdvals(product).sum())
+    value = ((a.mean_D - b.mean_D) ** 2).sum() + (a.factor**2).sum() + (b.factor**2).sum()
+    return max(float(value) - 2.0 * cross_trace, 0.0)
+
+
+def frechet_distance(real: Gaussian, generated: Collected, *, groups: int = 1) -> Finding:
+    """The Fréchet distance of a set to a reference, with its interval.
+
+    The interval is that of a jackknife that leaves out one of `groups` groups of generated images
+    at a time, with Student's t; the reference is held fixed. It covers the draw of the generated
+    images, not the bias of a small number of them. `groups` = 1: no interval.
+    Null with fewer than two images; a reason for caution where a covariance is singular.
+    """
+    count = generated.count
+    if count < 2 or (real.count is not None and real.count < 2):
+        reason = f"needs at least 2 images in each set, there are {real.count}, {count}"
+        return Finding(None, count, reason=reason)
+    found = Finding(between(real, generated.gaussian()), count)
+    known = count if real.count is None else real.count
+    if rank_deficient(known, count, generated.dim):
+        reason = (
+            f"rank deficient: {known} and {count} images for {generated.dim} dimensions; compare "
+            f"only at equal numbers of images"
+        )
+        found = replace(found, reason=reason)
+    if groups < 2 or count < 20 * groups:
+        return found
+    values_G = np.array([between(real, each) for each in generated.without_each_group()])
+    spread = (len(values_G) - 1) / len(values_G) * ((values_G - values_G.mean()) ** 2).sum()
+    reach = T_95[groups - 1] * float(np.sqrt(spread))
+    assert found.value is not None
+    method = f"jackknife over {groups} groups of generated images, reference fixed"
+    return replace(
+        found, low=max(found.value - reach, 0.0), high=found.value + reach, method=method
+    )
+
+
+def fd_infinity(real: Gaussian, generated_MD: np.ndarray, *, seed: int = 0) -> Finding:
+    """What the Fréchet distance tends to for ever more generated images.
+
+    Chong and Forsyth 2020 (arXiv 1911.07023, section 4.1): the distance's bias falls as 1/N, so a
+    line through the distances of random subsets against 1/N is read at 0. Subsets have a quarter
+    of the images up to all; rows come in the order of their pictures' keys. The reference's own
+    number of images still counts. `details["curve"]` holds [1/N, distance] of each subset.
+    Null where a quarter of the images is no more than the features' width.
+    """
+    count, dim = generated_MD.shape
+    if count // 4 <= dim:
+        reason = f"needs more than {4 * dim} images, four times the {dim} dimensions; has {count}"
+        return Finding(None, count, reason=reason)
+    generator = np.random.default_rng(seed)
+    sizes = np.linspace(count // 4, count, POINTS).astype(int)
+    curve = []
+    for size in sizes:
+        rows = generated_MD[np.sort(generator.choice(count, size, replace=False))]
+        curve.append([1 / int(size), between(real, Gaussian.from_rows(rows))])
+    slope, start = np.polyfit(*np.array(curve).T, 1)
+    return Finding(float(start), count, details={"curve": curve, "slope": float(slope)})
 
 
 def kernel_distance(
@@ -82,33 +154,57 @@ def kernel_distance(
     for _ in range(subsets):
         a_SD = rows_a_ND[generator.choice(len(rows_a_ND), subset_size, replace=False)]
         b_SD = rows_b_MD[generator.choice(len(rows_b_MD), subset_size, replace=False)]
-        values.append(_mmd2(a_SD, b_SD))
+        values.append(_mmd2(torch.from_numpy(a_SD).double(), torch.from_numpy(b_SD).double()))
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
 
 
-def _mmd2(a_SD: np.ndarray, b_SD: np.ndarray) -> float:
+def kernel_finding(
+    real_ND: np.ndarray, generated_MD: np.ndarray, *, subsets: int, subset_size: int, seed: int
+) -> Finding:
+    """`kernel_distance` with the interval of its mean; null where a set is too small.
+
+    Rows come in the order of their pictures' keys. Disjoint subsets would be independent; these
+    overlap, so the interval is the spread over subsets on the root of how many disjoint ones there
+    could be.
+    """
+    counts = len(real_ND), len(generated_MD)
+    if min(counts) < max(subset_size, 2):
+        reason = (
+            f"subsets of {subset_size} images need that many in each set, there are "
+            f"{counts[0]}, {counts[1]}; a smaller --kid-subset-size can be set"
+        )
+        return Finding(None, min(counts), reason=reason)
+    found = kernel_distance(
+        real_ND, generated_MD, subsets=subsets, subset_size=subset_size, seed=seed
+    )
+    details = {"std": found.std, "subsets": subsets, "subset_size": subset_size}
+    apart = min(subsets, min(counts) // subset_size)
+    if apart < 2 or subsets < 2:
+        return Finding(found.mean, min(counts), details=details)
+    reach = 1.96 * found.std / apart**0.5
+    method = f"spread over subsets, {apart} of which could be disjoint"
+    return Finding(
+        found.mean, min(counts), found.mean - reach, found.mean + reach, method, details=details
+    )
+
+
+def _mmd2(a_SD: torch.Tensor, b_SD: torch.Tensor) -> float:
     size, dim = a_SD.shape
 
-    def kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return (left @ right.T / dim + 1.0) ** 3
+    def kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        product = (left @ right.T).div_(dim).add_(1.0)
+        return product * product * product
 
     within = 0.0
     for rows in (a_SD, b_SD):
         gram = kernel(rows, rows)
-        within += (gram.sum() - np.trace(gram)) / (size * (size - 1))
+        within += float(gram.sum() - gram.trace()) / (size * (size - 1))
     return within - 2.0 * float(kernel(a_SD, b_SD).mean())
 
 
-def _gaussian(rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and a factor R (min(N, D), D) with R^T R the sample covariance."""
-    mean_D = rows_ND.mean(axis=0)
-    centred_ND = (rows_ND - mean_D) / np.sqrt(len(rows_ND) - 1)
-    return mean_D, np.asarray(np.linalg.qr(centred_ND, mode="r"))
-
-
 def _checked(features_a: np.ndarray, features_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a = np.asarray(features_a, dtype=np.float64)
-    b = np.asarray(features_b, dtype=np.float64)
+    """Both as they are: what is computed from them is float64."""
+    a, b = np.asarray(features_a), np.asarray(features_b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
             f"Distances need two (rows, D) arrays of one encoder; got {a.shape} and {b.shape}."

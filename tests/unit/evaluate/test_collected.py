@@ -1,0 +1,119 @@
+"""What is kept of a stream of features: exact moments, and a sample that no order changes."""
+
+import numpy as np
+import pytest
+
+from arra.evaluate.collected import Collected, Gaussian, Moments, keys_of_rows
+from arra.evaluate.distances import between, fd_infinity, frechet, frechet_distance
+
+
+def rows(count: int, dim: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+    made = np.random.default_rng(seed).normal(size=(count, dim)) + shift
+    return made.astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [5, 8, 9, 5000])
+def test_moments_are_numpys(count: int) -> None:
+    """Also where the covariance is singular (5 and 8 rows in 8 dimensions)."""
+    data = rows(count, 8, shift=50.0)
+    found = Gaussian.from_rows(data)
+    assert found.mean_D == pytest.approx(data.mean(0, dtype=np.float64), rel=1e-12)
+    assert found.covariance() == pytest.approx(np.cov(data.astype(np.float64).T), abs=1e-11)
+
+
+def test_parts_in_any_order_give_the_same() -> None:
+    data = rows(9000, 16, shift=3.0)
+    keys = keys_of_rows(data)
+    reference = Collected(16, keep=500, groups=10)
+    reference.add(data, keys)
+    order = np.random.default_rng(1).permutation(len(data))
+    for batch in (7, 1000, 9000):
+        found = Collected(16, keep=500, groups=10)
+        for start in range(0, len(data), batch):
+            part = order[start : start + batch]
+            found.add(data[part], keys[part])
+        assert found.count == 9000
+        assert np.array_equal(found.rows_ND, reference.rows_ND)
+        assert np.array_equal(found.keys_N, np.sort(keys)[:500])
+        other = Gaussian.from_rows(rows(900, 16, 5))
+        expected = between(other, reference.gaussian())
+        assert between(other, found.gaussian()) == pytest.approx(expected, rel=1e-10)
+        assert len(found.without_each_group()) == 10
+
+
+def test_one_group_left_out_is_the_others_together() -> None:
+    data = rows(400, 4)
+    keys = np.arange(400, dtype=np.uint64) << np.uint64(8)
+    found = Collected(4, keep=0, groups=2)
+    found.add(data, keys)
+    first = found.without_each_group()[0]
+    assert first.count == 200
+    assert first.covariance() == pytest.approx(np.cov(data[1::2].astype(float).T), abs=1e-12)
+    whole = Moments.joined(found._parts).gaussian()
+    assert whole.covariance() == pytest.approx(np.cov(data.astype(float).T), abs=1e-12)
+
+
+def test_published_moments_are_a_gaussian_too() -> None:
+    data = rows(300, 6)
+    made = Gaussian.from_rows(data)
+    published = Gaussian.from_moments(made.mean_D, made.covariance())
+    assert published.count is None
+    other = Gaussian.from_rows(rows(200, 6, 3))
+    assert between(published, other) == pytest.approx(between(made, other), rel=1e-9)
+    with pytest.raises(ValueError, match="do not belong together"):
+        Gaussian.from_moments(made.mean_D, made.covariance()[:4, :4])
+    with pytest.raises(ValueError, match="negative eigenvalues"):
+        Gaussian.from_moments(made.mean_D, -made.covariance())
+    with pytest.raises(ValueError, match="NaN"):
+        Gaussian.from_moments(made.mean_D * np.nan, made.covariance())
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        Collected(2, 1).add(np.array([[0.0, np.nan]]), np.array([1], np.uint64))
+
+
+def collected(data: np.ndarray, groups: int = 10) -> Collected:
+    found = Collected(data.shape[1], keep=len(data), groups=groups)
+    found.add(data, keys_of_rows(data))
+    return found
+
+
+def test_interval_of_a_distance_covers_what_another_draw_gives() -> None:
+    """Of 60 sets, each interval against the mean of all: 95 % +- 7 points at three sigma."""
+    real = Gaussian.from_rows(rows(4000, 4))
+    found = [
+        frechet_distance(real, collected(rows(400, 4, 100 + n, 0.3)), groups=10) for n in range(60)
+    ]
+    middle = np.mean([each.value for each in found])
+    inside = [each.low <= middle <= each.high for each in found]
+    assert np.mean(inside) > 0.86
+    assert not all(each.low <= 1.5 * middle <= each.high for each in found)
+    assert found[0].method is not None
+
+
+def test_few_images_have_a_reason_and_no_interval() -> None:
+    real = Gaussian.from_rows(rows(30, 8))
+    found = frechet_distance(real, collected(rows(8, 8, 1)), groups=10)
+    assert found.low is None
+    assert "rank deficient: 30 and 8 images for 8 dimensions" in str(found.reason)
+    assert found.value == pytest.approx(frechet_of(rows(30, 8), rows(8, 8, 1)))
+    lonely = frechet_distance(real, collected(rows(1, 8)), groups=10)
+    assert lonely.value is None
+    assert "at least 2 images" in str(lonely.reason)
+
+
+def frechet_of(first: np.ndarray, second: np.ndarray) -> float:
+    with pytest.warns(UserWarning, match="rank deficient"):
+        return frechet(first, second)
+
+
+def test_fd_infinity_takes_the_bias_of_few_images_away() -> None:
+    """Equal distributions: the distance of 2000 rows is its bias, the limit is near 0."""
+    real = Gaussian.from_rows(rows(200_000, 16))
+    found = fd_infinity(real, rows(2000, 16, 7))
+    biased = between(real, Gaussian.from_rows(rows(2000, 16, 7)))
+    assert found.value is not None
+    assert abs(found.value) < biased / 4
+    assert len(found.details["curve"]) == 8
+    assert fd_infinity(real, rows(60, 16)).value is None
