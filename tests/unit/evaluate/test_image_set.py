@@ -1,4 +1,4 @@
-"""Sets of images: what they are read from, their hash, and that a bad image is never passed over."""
+"""Sets of images: where they are read from, their hash, and that a bad one is never passed over."""
 
 import io
 import json
