@@ -58,9 +58,9 @@ def ms_ssim(first: Image.Image, second: Image.Image) -> float:
             odd = [pictures_2CHW.shape[-1] % 2, pictures_2CHW.shape[-2] % 2]
             padded = F.pad(pictures_2CHW, (0, odd[0], 0, odd[1]), mode="replicate")
             pictures_2CHW = F.avg_pool2d(padded, 2)
-        contrast_CHW, luminance_CHW = _terms(pictures_2CHW)
+        contrast_CHW, brightness_CHW = _terms(pictures_2CHW)
         last = scale == len(EXPONENTS) - 1
-        term_C = (contrast_CHW * luminance_CHW if last else contrast_CHW).mean((-2, -1))
+        term_C = (contrast_CHW * brightness_CHW if last else contrast_CHW).mean((-2, -1))
         value_C *= term_C.clamp(min=0.0) ** exponent
     return float(value_C.mean())
 
@@ -229,7 +229,7 @@ def _over_pairs(
 
 
 def _terms(pictures_2CHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Contrast-structure and luminance of two pictures at each window position (SSIM, eq. 6)."""
+    """Contrast-structure and brightness of two pictures at each window position (SSIM, eq. 6)."""
     height, width = pictures_2CHW.shape[-2:]
     window_h, window_w = _windows(height), _windows(width)
     one_CHW, two_CHW = pictures_2CHW
@@ -238,8 +238,8 @@ def _terms(pictures_2CHW: Tensor) -> tuple[Tensor, Tensor]:
     covariance = product - mean_1 * mean_2
     variances = square_1 - mean_1**2 + square_2 - mean_2**2
     contrast = (2 * covariance + C2) / (variances + C2)
-    luminance = (2 * mean_1 * mean_2 + C1) / (mean_1**2 + mean_2**2 + C1)
-    return contrast, luminance
+    brightness = (2 * mean_1 * mean_2 + C1) / (mean_1**2 + mean_2**2 + C1)
+    return contrast, brightness
 
 
 def _windows(side: int) -> Tensor:

@@ -49,8 +49,8 @@ def test_a_scale_equals_torchmetrics_where_windows_lie_within_the_picture():
     _, full = functional.structural_similarity_index_measure(
         two, one, data_range=1.0, return_full_image=True
     )
-    contrast, luminance = _terms(torch.cat([one, two]))
-    torch.testing.assert_close(contrast * luminance, full[0, :, 5:-5, 5:-5], rtol=1e-9, atol=1e-12)
+    contrast, brightness = _terms(torch.cat([one, two]))
+    torch.testing.assert_close(contrast * brightness, full[0, :, 5:-5, 5:-5], rtol=1e-9, atol=1e-12)
 
 
 def test_properties():
