@@ -18,8 +18,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -37,7 +38,8 @@ _READ = 1 << 22
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Mean (D,) and covariance (D, D), float64, N - 1 divisor; `count` is None where not said."""
 
     mean_D: np.ndarray
@@ -125,7 +127,7 @@ class _Rows:
 
     def _decompressed(self, start: int, count: int) -> bytes:
         if self._stream is None:
-            self._stream = zipfile.ZipFile(self._path).open(self._member)
+            self._stream = zipfile.ZipFile(self._path).open(self._member)  # noqa: SIM115 (kept)
         self._stream.seek(self._start + start * self._row_bytes)
         return self._stream.read(count * self._row_bytes)
 

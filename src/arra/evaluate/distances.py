@@ -123,7 +123,8 @@ def fd_infinity(real: Gaussian, generated_MD: np.ndarray, *, seed: int = 0) -> F
     for size in sizes:
         rows = generated_MD[np.sort(generator.choice(count, size, replace=False))]
         curve.append([1 / int(size), between(real, Gaussian.from_rows(rows))])
-    slope, start = np.polyfit(*np.array(curve).T, 1)
+    inverse, distances = np.array(curve).T
+    slope, start = np.polyfit(inverse, distances, 1)
     return Finding(float(start), count, details={"curve": curve, "slope": float(slope)})
 
 

@@ -1,7 +1,7 @@
 """`arra evaluate`: one report about two sets of images, or about a language model's text.
 
-A distance is named after the encoder whose features it compares, `fd@NAME` and `kid@NAME`. The
-name FID means one network's weights and would be wrong for any other, so it is not used here.
+A measure is named after the extractor whose features it compares, as `fd@NAME`. The name FID means
+one network's weights and would be wrong for any other, so it is not used here.
 
 Legend: N, M images of the two sets, D feature width.
 """
@@ -10,30 +10,37 @@ import platform
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import transformers
+import tyro
 from PIL import Image
 
 import arra
 from arra.config import ModelConfig
-from arra.data.images import CROP, square
-from arra.data.progress import Meter
+from arra.data.images import CROP
 from arra.device import pick_device
-from arra.encoders import Encoder, load_encoder
-from arra.evaluate.distances import frechet, kernel_distance, rank_deficient
-from arra.evaluate.features import image_features
-from arra.evaluate.images import ImageSet, load_images
+from arra.encoders import load_encoder
+from arra.evaluate.distances import frechet, rank_deficient
+from arra.evaluate.entries import open_entries
+from arra.evaluate.features import EncoderFeatures, Extractor
+from arra.evaluate.finding import Finding
+from arra.evaluate.image_set import ImageSet, StoredSet
+from arra.evaluate.measures import DISTANCES, SIMILARITIES, compared, likeness, rows_needed
+from arra.evaluate.painter import PaintedSet
+from arra.evaluate.passes import FeaturePass, Pass, ScenePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
-from arra.evaluate.scenes import scene_accuracy
 from arra.files import write_json
+from arra.generate.pictures import read_prompts
+from arra.generate.settings import DEFAULT_SLOTS, GenerateConfig
 from arra.models import Backbone, load_model
 from arra.models.loading import PIPELINE, load_for_training
 from arra.resolve import resolve_folder
 
-METRICS = ("fd", "kid", "scenes")
+METRICS = (*DISTANCES, *SIMILARITIES, "scenes")
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -41,34 +48,52 @@ class EvaluateConfig:
     """Measure painted images against real ones or their prompts, or a language model on text."""
 
     real: str | None = None
-    """Reference images: a folder, Parquet file, hub id or builtin:scenes."""
+    """Reference images: a folder, tar, Parquet file, .npz batch, hub id or builtin:scenes."""
     generated: str | None = None
-    """Images to judge; a folder that `arra generate` wrote brings its prompts along."""
+    """Images to judge, likewise; a folder that `arra generate` wrote brings its prompts along."""
+    model: str | None = None
+    """In the place of --generated: a painter whose pictures are judged without files in between,
+    painted from --prompts or else from the captions of --real. With --text: the language model."""
     metrics: str = "fd,kid"
-    """Comma-separated: fd, kid (distances; need --real and --encoder), scenes (reads the pixels
-    of drawn scenes back and compares them with the prompts)."""
-    encoder: str | None = None
-    """Encoder of the distances: folder, hub id or builtin:NAME; E@class|projected|mean|both."""
+    """Comma-separated. fd, kid, cmmd, prdc (precision, recall, density, coverage), fd_infinity:
+    distances of --extractor's features to those of --real; vendi: diversity in those features;
+    ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); scenes (reads
+    the pixels of drawn scenes back and compares them with the prompts)."""
+    extractor: tuple[str, ...] = ()
+    """Encoders whose features are compared: folder, hub id or builtin:NAME;
+    E@class|projected|mean|both."""
     split: str | None = None
     """Split of --real, where it has several."""
     limit: int | None = None
     """Use only the first images of each set; default: all."""
     size: int | None = None
     """Pixels per side that both sets are cropped to; default: the generated images' own."""
+    text_column: str = "text"
+    """Column that holds the captions, where a set has such."""
+    image_column: str = "image"
+    """Column that holds the images."""
     text: Path | None = None
     """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
-    model: str | None = None
-    """Language model for --text: a run, an exported model, a language model's folder or hub id."""
     out: Path | None = None
     """Write the report to this JSON file."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """UTF-8 file of what --model paints: one prompt per line, or JSON lines (*.jsonl)."""
+    num: int = 1
+    """Images that --model paints per prompt."""
+    seed: int = 0
+    """Image j of every prompt uses seed + j; also of all that is drawn at random in a measure."""
+    cfg: float | None = None
+    """Guidance scale of --model's pictures; default: the model's own."""
+    slots: int = DEFAULT_SLOTS
+    """Rows per forward pass of --model."""
     batch_size: int = 64
-    """Images per encoder call."""
+    """Images per call of an extractor."""
+    workers: int = 2
+    """Threads that decode images."""
     kid_subsets: int = 100
     """Random subsets that kid averages over."""
     kid_subset_size: int = 1000
     """Images in each of them; sets must have that many."""
-    seed: int = 0
-    """Of kid's subsets."""
     device: str = "auto"
     """auto = cuda if there is one, else cpu."""
 
@@ -76,42 +101,55 @@ class EvaluateConfig:
     def metric_names(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.metrics.split(",") if name.strip())
 
+    @property
+    def judges_images(self) -> bool:
+        return self.generated is not None or (self.model is not None and self.text is None)
+
     def __post_init__(self) -> None:
         """Raises ValueError for a request that cannot be answered, before anything is loaded."""
         for name in self.metric_names:
             if name not in METRICS:
                 raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
-        distances = [name for name in self.metric_names if name in ("fd", "kid")]
-        for name in ("limit", "size", "batch_size", "kid_subsets"):
+        for name in ("limit", "size", "batch_size", "kid_subsets", "workers", "num"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         if self.kid_subset_size < 2:
             raise ValueError("--kid-subset-size must be at least 2")
-        if self.generated is None and self.text is None:
-            raise ValueError("nothing to evaluate: give --generated (with --real), or --text FILE")
-        if self.generated is not None and distances:
-            if self.real is None:
-                raise ValueError(f"--metrics {','.join(distances)} compares with --real: give it")
-            if self.encoder is None:
-                raise ValueError(
-                    f"--metrics {','.join(distances)} needs --encoder: a folder, a hub id or "
-                    f"builtin:scenes-judge (the distance is named after it)"
-                )
+        if self.generated is None and self.text is None and self.model is None:
+            raise ValueError(
+                "nothing to evaluate: give --generated or --model (with --real), or --text FILE"
+            )
         if self.text is not None and self.model is None:
             raise ValueError("--text needs --model: the language model whose text is judged")
+        if self.generated is not None and self.model is not None and self.text is None:
+            raise ValueError("--generated and --model are both what is judged: give one of them")
+        if not self.judges_images:
+            return
+        compares = [name for name in self.metric_names if name in (*DISTANCES, "ms_ssim_paired")]
+        if compares and self.real is None:
+            raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")
+        sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi")]
+        if sees and not self.extractor:
+            raise ValueError(
+                f"--metrics {','.join(sees)} needs --extractor: a folder, a hub id or "
+                f"builtin:scenes-judge (the measure is named after it)"
+            )
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs the protocol and returns the report, JSON-ready; written to `config.out` if given."""
     report: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "metrics": {},
+        "intervals": {},
+        "counts": {},
+        "details": {},
         "reasons": {},
         "seed": config.seed,
         "versions": versions(),
     }
-    if config.generated is not None:
+    if config.judges_images:
         _measure_images(config, report)
     if config.text is not None:
         assert config.model is not None
@@ -129,6 +167,7 @@ def told(report: dict[str, Any]) -> str:
     lines = []
     for name, value in report["metrics"].items():
         reason = report["reasons"].get(name)
+        interval = report["intervals"].get(name)
         if name == "scenes":
             lines += [
                 f"{field:<12} {found['mean']:.4f}  ({found['low']:.4f} to {found['high']:.4f}, "
@@ -143,7 +182,8 @@ def told(report: dict[str, Any]) -> str:
             )
         else:
             shown = "null" if value is None else f"{value:.6g}"
-            lines.append(f"{name}  {shown}" + (f"  ({reason})" if reason else ""))
+            between = f"  ({interval['low']:.6g} to {interval['high']:.6g})" if interval else ""
+            lines.append(f"{name}  {shown}{between}" + (f"  ({reason})" if reason else ""))
     return "\n".join(lines)
 
 
@@ -176,118 +216,129 @@ def versions() -> dict[str, str]:
 
 
 def _measure_images(config: EvaluateConfig, report: dict[str, Any]) -> None:
-    assert config.generated is not None
-    limit = config.limit
-    generated = load_images(config.generated, limit=limit)
-    report["generated"] = _describe(generated)
-    if "scenes" in config.metric_names:
-        if generated.captions is None:
-            raise ValueError(
-                f"{config.generated} has no prompts, which the metric 'scenes' reads: give a "
-                f"folder written by `arra generate` (it holds images.jsonl)"
-            )
-        report["metrics"]["scenes"] = scene_accuracy(generated.images, generated.captions)
-    if not {"fd", "kid"} & set(config.metric_names):
-        return
-    assert config.real is not None
-    assert config.encoder is not None
-    real = load_images(config.real, split=config.split, limit=limit)
-    report["real"] = _describe(real) | {"split": config.split}
+    metrics = config.metric_names
+    real = None
+    if config.real is not None:
+        real = _stored(config, config.real, config.split)
+        report["real"] = real.described()
+    generated = _generated(config, real)
+    if "scenes" in metrics and generated.captions is None:
+        raise ValueError(
+            f"{generated.source} has no prompts, which the metric 'scenes' reads: give a "
+            f"folder written by `arra generate` (it holds images.jsonl)"
+        )
     size = config.size or _common_side(generated)
-    encoder = load_encoder(config.encoder, device=pick_device(config.device))
-    report["encoder"] = describe_encoder(encoder, config.encoder)
-    report["preprocessing"] = {
-        "size": size,
-        "crop": CROP,
-        "then": "the encoder's own preprocessor_config.json",
-    }
-    sets = []
-    with Meter("evaluate", len(real) + len(generated)) as meter:
-        for images in (real, generated):
-            cropped = (square(image, size) for image in images.images)
-            sets.append(
-                image_features(cropped, encoder, batch_size=config.batch_size, progress=meter.add)
+    device = pick_device(config.device)
+    extractors: list[Extractor] = [
+        EncoderFeatures(load_encoder(spec, device=device)) for spec in config.extractor
+    ]
+    report["extractors"] = {each.name: each.described for each in extractors}
+    if len(report["extractors"]) < len(extractors):
+        raise ValueError("two of --extractor have one name: measures are named after them")
+    report["preprocessing"] = {"size": size, "crop": CROP}
+    keep = rows_needed(metrics)
+    judged = [FeaturePass(each, keep, grouped=True) for each in extractors]
+    scenes = ScenePass() if "scenes" in metrics else None
+    passes: list[Pass] = [*judged, scenes] if scenes is not None else [*judged]
+    keys_M = go_through(generated, passes, size, config.batch_size)
+    report["generated"] = generated.described()
+    findings: dict[str, Finding] = {}
+    if extractors and set(metrics) & {*DISTANCES, "vendi"}:
+        references = [FeaturePass(each, keep) for each in extractors]
+        if real is not None:
+            go_through(real, references, size, config.batch_size)
+        for reference, found in zip(references, judged, strict=True):
+            findings |= compared(
+                reference if real is not None else None,
+                found,
+                metrics,
+                subsets=config.kid_subsets,
+                subset_size=config.kid_subset_size,
+                seed=config.seed,
             )
-    values, reasons = distances_at(
-        encoder.name,
-        sets[0],
-        sets[1],
-        metrics=config.metric_names,
-        subsets=config.kid_subsets,
-        subset_size=config.kid_subset_size,
-        seed=config.seed,
-    )
-    report["metrics"] |= values
-    report["reasons"] |= reasons
+    findings |= likeness(real, generated, keys_M, metrics, size, config.seed)
+    put(report, findings, None if real is None else len(real))
+    if scenes is not None:
+        report["metrics"]["scenes"] = scenes.summary()
+
+
+def put(report: dict[str, Any], findings: dict[str, Finding], real_count: int | None) -> None:
+    """Writes findings into a report."""
+    for key, found in findings.items():
+        report["metrics"][key] = found.value
+        report["counts"][key] = [real_count, found.n]
+        if found.low is not None:
+            report["intervals"][key] = {
+                "low": found.low,
+                "high": found.high,
+                "method": found.method,
+            }
+        if found.reason is not None:
+            report["reasons"][key] = found.reason
+        if found.details:
+            report["details"][key] = dict(found.details)
 
 
 def distances_at(
-    name: str,
-    real_ND: np.ndarray,
-    generated_MD: np.ndarray,
-    *,
-    metrics: tuple[str, ...] = ("fd", "kid"),
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 0,
+    name: str, real_ND: np.ndarray, generated_MD: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """(values, reasons) of fd and kid between features of the encoder called `name`.
+    """(values, reasons) of fd between features of the encoder called `name`.
 
     A value that the number of images cannot support is None and its reason is given; a value that
     it supports only in part (a singular covariance) is given together with a reason for caution.
     """
-    values: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
-    counts = (len(real_ND), len(generated_MD))
-    if "fd" in metrics:
-        key = f"fd@{name}"
-        if min(counts) < 2:
-            values[key] = None
-            reasons[key] = (
-                f"needs at least 2 images in each set, there are {counts[0]}, {counts[1]}"
-            )
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # said in `reasons` instead
-                values[key] = frechet(real_ND, generated_MD)
-            if rank_deficient(*counts, real_ND.shape[1]):
-                reasons[key] = (
-                    f"rank deficient: {counts[0]} and {counts[1]} images for {real_ND.shape[1]} "
-                    f"dimensions; compare only at equal numbers of images"
-                )
-    if "kid" in metrics:
-        key = f"kid@{name}"
-        if min(counts) < max(subset_size, 2):
-            values[key] = None
-            reasons[key] = (
-                f"subsets of {subset_size} images need that many in each set, there are "
-                f"{counts[0]}, {counts[1]}; a smaller --kid-subset-size can be set"
-            )
-        else:
-            distance = kernel_distance(
-                real_ND, generated_MD, subsets=subsets, subset_size=subset_size, seed=seed
-            )
-            values[key] = distance.mean
-            values[f"kid_std@{name}"] = distance.std
-    return values, reasons
+    key, counts = f"fd@{name}", (len(real_ND), len(generated_MD))
+    if min(counts) < 2:
+        reason = f"needs at least 2 images in each set, there are {counts[0]}, {counts[1]}"
+        return {key: None}, {key: reason}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said in `reasons` instead
+        value = frechet(real_ND, generated_MD)
+    if not rank_deficient(*counts, real_ND.shape[1]):
+        return {key: value}, {}
+    reason = (
+        f"rank deficient: {counts[0]} and {counts[1]} images for {real_ND.shape[1]} dimensions; "
+        f"compare only at equal numbers of images"
+    )
+    return {key: value}, {key: reason}
 
 
-def describe_encoder(encoder: Encoder, spec: str) -> dict[str, Any]:
-    """What the report says about the encoder."""
-    return {
-        "name": encoder.name,
-        "spec": spec,
-        "pooling": encoder.pooling,
-        "dim": encoder.dim,
-        "fingerprint": encoder.fingerprint,
-    }
+def _stored(config: EvaluateConfig, spec: str, split: str | None) -> StoredSet:
+    entries = open_entries(
+        spec,
+        split=split,
+        limit=config.limit,
+        text_column=config.text_column,
+        image_column=config.image_column,
+    )
+    return StoredSet(spec, entries, config.workers)
 
 
-def _describe(images: ImageSet) -> dict[str, Any]:
-    return {"source": images.source, "n": len(images), "sizes": [list(s) for s in images.sizes[:9]]}
+def _generated(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:
+    if config.generated is not None:
+        return _stored(config, config.generated, None)
+    assert config.model is not None
+    asked = GenerateConfig(
+        config.model,
+        "",
+        prompts_file=config.prompts,
+        num=config.num,
+        seed=config.seed,
+        cfg=config.cfg,
+        slots=config.slots,
+        device=config.device,
+    )
+    if config.prompts is not None:
+        return PaintedSet(asked, read_prompts(asked)[: config.limit])
+    if real is None or real.captions is None:
+        raise ValueError(f"--model {config.model}: say what it shall paint with --prompts FILE")
+    return PaintedSet(asked, real.captions)
 
 
 def _common_side(generated: ImageSet) -> int:
+    if isinstance(generated, PaintedSet):
+        return generated.side
+    assert isinstance(generated, StoredSet)
     sides = {min(size) for size in generated.sizes}
     if len(sides) != 1:
         raise ValueError(

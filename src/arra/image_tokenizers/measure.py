@@ -22,8 +22,8 @@ from arra.data.images import BadImage, grid, load_rgb, square, to_pil, to_uint8
 from arra.data.sources import Reject, Source, open_source
 from arra.device import pick_device
 from arra.encoders import load_encoder
-from arra.evaluate.features import image_features
-from arra.evaluate.protocol import describe_encoder, distances_at, versions
+from arra.evaluate.features import describe_encoder, image_features
+from arra.evaluate.protocol import distances_at, versions
 from arra.evaluate.scenes import scene_verdicts, summarise
 from arra.files import atomic_write, write_json
 from arra.image_tokenizers import load_image_tokenizer
@@ -136,8 +136,8 @@ def measure_tokenizer(config: MeasureConfig) -> dict[str, Any]:
             "codes_per_image": (size // tokenizer.factor) ** 2,
         },
         "source": {"name": source.name, "split": source.split, "images": count, "size": size},
-        "encoder": describe_encoder(encoder, config.encoder or "") if encoder else None,
-        "probe": describe_encoder(probed, config.probe or "") if probed else None,
+        "encoder": describe_encoder(encoder) if encoder else None,
+        "probe": describe_encoder(probed) if probed else None,
         "metrics": {},
         "reasons": {},
         "images_per_s": {name: round(count / spent, 1) for name, spent in seconds.items()},
@@ -243,7 +243,7 @@ def _feature_metrics(
         report["reasons"]["fd"] = "no encoder was named (--encoder)"
         return
     values, reasons = distances_at(
-        encoder, np.concatenate(parts["real"]), np.concatenate(parts["rebuilt"]), metrics=("fd",)
+        encoder, np.concatenate(parts["real"]), np.concatenate(parts["rebuilt"])
     )
     report["metrics"] |= values
     report["reasons"] |= reasons

@@ -16,8 +16,9 @@ from arra.data.manifest import Manifest, read_manifest
 from arra.data.selection import reading_of
 from arra.data.sources import Reject
 from arra.encoders import load_encoder
+from arra.evaluate.entries import open_entries
 from arra.evaluate.features import image_features
-from arra.evaluate.images import load_images
+from arra.evaluate.image_set import StoredSet
 from arra.files import read_json, write_json
 from arra.models.run_folder import step_name
 from arra.study.arms import Arm, StudyConfig, checkpoint_steps
@@ -248,9 +249,9 @@ def real_images(
 
 def painted(folder: Path) -> tuple[list[Image.Image], list[str]]:
     """Images and prompts of a folder that the worker wrote."""
-    found = load_images(folder)
+    found = StoredSet(str(folder), open_entries(str(folder)))
     assert found.captions is not None, f"{folder} was written with its prompts"
-    return list(found.images), list(found.captions)
+    return [picture.image for picture in found], list(found.captions)
 
 
 def _guidance_folder(arm: Arm, cfg: float) -> Path:

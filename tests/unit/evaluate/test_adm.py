@@ -1,8 +1,9 @@
-"""Files of ADM's evaluator: what np.load reads of them is read here, in place and without pickle."""
+"""Files of ADM's evaluator: what np.load reads of them is read here, in place, without pickle."""
 
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ COUNT = 23
 
 
 def drawn(count: int = COUNT) -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (count, 6, 4, 3), np.uint8)
+    return np.random.default_rng(5).integers(0, 256, (count, 12, 8, 3), np.uint8)
 
 
 def spread(dim: int, seed: int) -> Moments:
@@ -50,7 +51,7 @@ def test_a_batch_is_read_as_numpy_reads_it(tmp_path: Path, save: Callable[..., N
         ]
         got = [np.asarray(entry.image) for entry in entries]
         np.testing.assert_array_equal(
-            np.array(got).reshape(-1, 6, 4, 3), drawn()[start:stop], strict=True
+            np.array(got, np.uint8).reshape(-1, 12, 8, 3), drawn()[start:stop], strict=True
         )
 
 
@@ -71,7 +72,7 @@ def test_a_batch_is_a_set_like_any_other(tmp_path: Path, save: Callable[..., Non
     assert found.captions is None
     pictures = list(found)
     assert [picture.index for picture in pictures] == list(range(COUNT))
-    assert found.described()["sizes"] == [[4, 6]]
+    assert found.described()["sizes"] == [[8, 12]]
     again = found.at([20, 3, 11])
     for picture, index in zip(again, (20, 3, 11), strict=True):
         np.testing.assert_array_equal(np.asarray(picture.image), drawn()[index])
@@ -95,7 +96,7 @@ def refused(path: Path, reader: Callable[[Path], Any], reason: str) -> None:
     ("arrays", "reason"),
     [
         ({"images": drawn()}, "has no arr_0"),
-        ({"arr_0": drawn().astype(np.float32)}, r"float32 \(23, 6, 4, 3\), but"),
+        ({"arr_0": drawn().astype(np.float32)}, r"float32 \(23, 12, 8, 3\), but"),
         ({"arr_0": drawn()[..., 0]}, r"but a batch of images is uint8 \(N, H, W, 3\)"),
         ({"arr_0": drawn().transpose(0, 3, 1, 2)}, "but a batch of images"),
         ({"arr_0": np.asfortranarray(drawn())}, "not kept one after another"),
@@ -134,7 +135,7 @@ def test_an_array_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
 
 
 def test_moments_come_back_as_they_were_kept(tmp_path: Path) -> None:
-    kept = {"features": spread(8, 0), "spatial": spread(5, 1)._replace(count=24)}
+    kept = {"features": spread(8, 0), "spatial": replace(spread(5, 1), count=24)}
     about = {"source": "cxr", "extractors": {"inception": {"resize": "tf"}}}
     write_moments(tmp_path / "reference.npz", kept, about)
     found, said = read_moments(tmp_path / "reference.npz")

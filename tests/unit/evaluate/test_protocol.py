@@ -62,18 +62,21 @@ def test_report_names_what_the_numbers_depend_on(encoder, painted, tmp_path):
             limit=30,
             generated=str(painted),
             metrics="fd,kid,scenes",
-            encoder=str(encoder),
+            extractor=(str(encoder),),
             out=tmp_path / "report.json",
         )
     )
     name = encoder.name
-    assert set(report["metrics"]) == {f"fd@{name}", f"kid@{name}", f"kid_std@{name}", "scenes"}
+    assert set(report["metrics"]) == {f"fd@{name}", f"kid@{name}", "scenes"}
     assert report["metrics"][f"fd@{name}"] > 0
     assert report["metrics"]["scenes"]["all_right"]["mean"] == 1
     assert report["reasons"] == {}
     assert (report["real"]["n"], report["generated"]["n"]) == (24 + 6, 24)
-    assert report["encoder"]["fingerprint"]
-    assert report["encoder"]["pooling"] == "class"
+    assert report["extractors"][name]["fingerprint"]
+    assert report["extractors"][name]["pooling"] == "class"
+    assert report["counts"][f"fd@{name}"] == [30, 24]
+    assert report["details"][f"kid@{name}"]["std"] > 0
+    assert len(report["real"]["sha256"]) == len(report["generated"]["sha256"]) == 64
     assert report["preprocessing"]["size"] == 64
     assert report["versions"]["torch"] == torch.__version__
     assert json.loads((tmp_path / "report.json").read_text()) == report
@@ -83,16 +86,14 @@ def test_report_names_what_the_numbers_depend_on(encoder, painted, tmp_path):
 
 def test_same_images_have_distance_zero(encoder, painted):
     report = evaluate(
-        config(real=str(painted), generated=str(painted), metrics="fd", encoder=str(encoder))
+        config(real=str(painted), generated=str(painted), metrics="fd", extractor=(str(encoder),))
     )
     assert report["metrics"][f"fd@{encoder.name}"] == pytest.approx(0, abs=1e-9)
 
 
 def test_too_few_images_give_null_or_a_caution():
     features = np.random.default_rng(0).normal(size=(8, 20))
-    values, reasons = distances_at("e", features, features + 1, subset_size=100)
-    assert values["kid@e"] is None
-    assert "kid-subset-size" in reasons["kid@e"]
+    values, reasons = distances_at("e", features, features + 1)
     with pytest.warns(UserWarning, match="rank deficient"):
         assert values["fd@e"] == frechet(features, features + 1)
     assert "rank deficient" in reasons["fd@e"]
@@ -101,14 +102,82 @@ def test_too_few_images_give_null_or_a_caution():
     assert "at least 2" in reasons["fd@e"]
 
 
+def test_every_measure_has_a_value_or_a_reason(encoder, painted):
+    report = evaluate(
+        config(
+            real=str(painted),
+            generated=str(painted),
+            metrics="fd,kid,cmmd,prdc,fd_infinity,vendi,ms_ssim_diversity,ms_ssim_paired",
+            extractor=(str(encoder),),
+        )
+    )
+    values, name = report["metrics"], encoder.name
+    assert values[f"cmmd@{name}"] == pytest.approx(0, abs=1e-9)
+    assert values[f"precision@{name}"] == values[f"coverage@{name}"] == 1
+    assert 1 <= values[f"vendi@{name}"] <= 6
+    missing = {f"fd_infinity@{name}", "ms_ssim_diversity", "ms_ssim_paired"}
+    assert {key for key, value in values.items() if value is None} == missing
+    assert "24 images" in report["reasons"][f"fd_infinity@{name}"] or report["reasons"]
+    assert "161 pixels" in report["reasons"]["ms_ssim_paired"]
+    assert set(report["intervals"]) >= {f"precision@{name}"}
+
+
+def test_batch_order_and_container_do_not_matter(encoder, painted, tmp_path):
+    """Through an extractor: 1e-4 relative (float32 in other batches); the hash is the same."""
+    rows = (painted / "images.jsonl").read_text("utf-8").splitlines()
+    for number, line in enumerate(reversed(rows)):
+        row = json.loads(line)
+        image = Image.open(painted / row["file"])
+        image.save(tmp_path / f"{number}.bmp")
+    first, second = (
+        evaluate(
+            EvaluateConfig(
+                real="builtin:scenes",
+                split="val",
+                limit=40,
+                generated=str(folder),
+                metrics="fd,kid,cmmd,prdc",
+                extractor=(str(encoder),),
+                batch_size=batch,
+                workers=workers,
+                kid_subsets=5,
+                kid_subset_size=10,
+                device="cpu",
+            )
+        )
+        for folder, batch, workers in ((painted, 64, 1), (tmp_path, 7, 3))
+    )
+    assert first["generated"]["sha256"] == second["generated"]["sha256"]
+    assert first["metrics"] == pytest.approx(second["metrics"], rel=1e-4, abs=1e-7)
+
+
+def test_a_painter_is_judged_without_files(encoder):
+    report = evaluate(
+        config(
+            real="builtin:scenes",
+            split="test",
+            limit=3,
+            model="builtin:scenes",
+            cfg=1.0,
+            slots=4,
+            metrics="fd,scenes",
+            extractor=(str(encoder),),
+        )
+    )
+    assert report["generated"]["n"] == report["real"]["n"] == 3
+    assert report["generated"]["painted"]["cfg"] == 1.0
+    assert report["metrics"]["scenes"]["shape"]["n"] == 3
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({}, "nothing to evaluate"),
         ({"generated": "x", "metrics": "fid"}, "unknown metric 'fid'"),
-        ({"generated": "x", "encoder": "e"}, "give it"),
-        ({"generated": "x", "real": "y"}, "needs --encoder"),
+        ({"generated": "x", "extractor": ("e",)}, "give it"),
+        ({"generated": "x", "real": "y"}, "needs --extractor"),
         ({"text": "file.txt"}, "needs --model"),
+        ({"generated": "x", "model": "y"}, "give one of them"),
         ({"generated": "x", "metrics": "scenes", "limit": 0}, "--limit must be at least 1"),
     ],
 )
@@ -127,7 +196,7 @@ def test_unlike_sizes_need_a_size(tmp_path, encoder):
     for side in (32, 64):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
     with pytest.raises(ValueError, match="--size"):
-        evaluate(config(real=str(tmp_path), generated=str(tmp_path), encoder=str(encoder)))
+        evaluate(config(real=str(tmp_path), generated=str(tmp_path), extractor=(str(encoder),)))
 
 
 def test_perplexity_of_a_plain_language_model(tmp_path):

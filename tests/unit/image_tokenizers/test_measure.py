@@ -58,6 +58,7 @@ class Tiny:
     """An encoder of nine numbers."""
 
     name, spec, pooling, dim, fingerprint, family = "tiny", "tiny", "class", 9, "0", "none"
+    dtype = "float32"
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         rows = [np.asarray(image)[::24, ::24, 0].ravel() for image in images]

@@ -1,0 +1,112 @@
+"""Which measures there are, and what each is computed from.
+
+Legend: M generated images, D feature width.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from PIL.Image import Image
+
+from arra.data.images import square
+from arra.evaluate.cmmd import cmmd
+from arra.evaluate.distances import GROUPS, fd_infinity, frechet_distance, kernel_finding
+from arra.evaluate.features import FEATURES
+from arra.evaluate.finding import Finding
+from arra.evaluate.image_set import ImageSet
+from arra.evaluate.ms_ssim import Read, ms_ssim_diversity, ms_ssim_paired, pair_up
+from arra.evaluate.passes import FeaturePass
+from arra.evaluate.prdc import prdc
+from arra.evaluate.vendi import vendi_score
+
+DISTANCES = ("fd", "kid", "cmmd", "prdc", "fd_infinity")
+"""They compare features with those of real images."""
+SIMILARITIES = ("vendi", "ms_ssim_diversity", "ms_ssim_paired")
+
+KEPT_ROWS = 50_000
+"""Rows of features that kid and fd_infinity draw from: all of a usual evaluation."""
+PAIRED_ROWS = 10_000
+"""Rows that are compared each with each: those with the smallest keys, a random sample."""
+NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
+"""As published: ADM's evaluator; Naeem et al. 2020."""
+
+
+def rows_needed(metrics: Collection[str]) -> int:
+    """How many rows of features must be kept for some metrics."""
+    if {"kid", "fd_infinity"} & set(metrics):
+        return KEPT_ROWS
+    return PAIRED_ROWS if {"cmmd", "prdc", "vendi"} & set(metrics) else 0
+
+
+def compared(
+    real: FeaturePass | None,
+    generated: FeaturePass,
+    metrics: Collection[str],
+    *,
+    subsets: int,
+    subset_size: int,
+    seed: int,
+) -> dict[str, Finding]:
+    """The measures of one extractor's features, by key; `real` is None where none needs it."""
+    name = generated.extractor.name
+    judged = generated.streams[FEATURES]
+    found: dict[str, Finding] = {}
+    if "vendi" in metrics:
+        found[f"vendi@{name}"] = vendi_score(judged.rows_ND[:PAIRED_ROWS])
+    if real is None:
+        return found
+    reference = real.streams[FEATURES]
+    if "fd" in metrics:
+        found[f"fd@{name}"] = (
+            frechet_distance(reference.gaussian(), judged, groups=GROUPS)
+            if reference.count > 1
+            else Finding(None, judged.count, reason="needs at least 2 images in each set")
+        )
+    if "fd_infinity" in metrics:
+        found[f"fd_infinity@{name}"] = fd_infinity(reference.gaussian(), judged.rows_ND, seed=seed)
+    if "kid" in metrics:
+        found[f"kid@{name}"] = kernel_finding(
+            reference.rows_ND,
+            judged.rows_ND,
+            subsets=subsets,
+            subset_size=subset_size,
+            seed=seed,
+        )
+    first = reference.rows_ND[:PAIRED_ROWS], judged.rows_ND[:PAIRED_ROWS]
+    if "cmmd" in metrics:
+        found[f"cmmd@{name}"] = cmmd(*first)
+    if "prdc" in metrics:
+        by_size = prdc(*first, neighbours=sorted(set(NEIGHBOURS.values())), seed=seed)
+        for measure, k in NEIGHBOURS.items():
+            found[f"{measure}@{name}"] = getattr(by_size[k], measure)
+    return found
+
+
+def likeness(
+    real: ImageSet | None,
+    generated: ImageSet,
+    keys_M: np.ndarray,
+    metrics: Collection[str],
+    size: int,
+    seed: int,
+) -> dict[str, Finding]:
+    """The two uses of MS-SSIM, on squares of `size` pixels."""
+    found: dict[str, Finding] = {}
+
+    def reader(images: ImageSet) -> Read:
+        def read(indices: Sequence[int]) -> list[Image]:
+            return [square(picture.image, size) for picture in images.at(indices)]
+
+        return read
+
+    if "ms_ssim_diversity" in metrics:
+        found["ms_ssim_diversity"] = ms_ssim_diversity(
+            keys_M, reader(generated), captions=generated.captions, seed=seed
+        )
+    if "ms_ssim_paired" in metrics:
+        assert real is not None
+        pairs_P2 = pair_up(real.names, real.captions, generated.names, generated.captions)
+        found["ms_ssim_paired"], _ = ms_ssim_paired(
+            pairs_P2, reader(real), reader(generated), seed=seed
+        )
+    return found
