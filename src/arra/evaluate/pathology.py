@@ -117,9 +117,9 @@ def pathology_auroc(
             by_class[classes[c]] = entry
         low, high = _limits(np.nanmean(drawn[name], axis=1))
         details = {"classes": by_class, "left_out": left_out}
-        reason = f"without {', '.join(left_out)}: too few pictures" if left_out else None
+        left = f"without {', '.join(left_out)}: too few pictures" if left_out else None
         mean = float(value_P.mean())
-        found[f"auroc_{name}"] = Finding(mean, n[name], low, high, METHOD, reason, details)
+        found[f"auroc_{name}"] = Finding(mean, n[name], low, high, METHOD, left, details)
     return found
 
 
