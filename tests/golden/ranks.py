@@ -9,17 +9,19 @@ by `open_world("cpu")` or by what it calls. It may be a closure; what it returns
 (by plain pickle: tensors by value, not as torch's shared memory, which would die with the rank).
 """
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 Result = TypeVar("Result")
 
@@ -33,25 +35,32 @@ def in_ranks(
 ) -> list[Result]:
     """What `act(*arguments)` returns on each of `count` ranks.
 
-    All ranks are killed as soon as one of them fails, or after `timeout` seconds.
+    All ranks are killed as soon as one of them fails, or after `timeout` seconds; shortly before
+    that a rank writes down where each of its threads stands, for the error's message.
     """
     fork = multiprocessing.get_context("fork")
     port = free_port()
     pipes, ranks = [], []
-    for rank in range(count):
-        ours, theirs = fork.Pipe(duplex=False)
-        place = (rank, count, port)
-        process = fork.Process(target=_child, args=(place, theirs, act, arguments), daemon=True)
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        ranks.append(process)
-    try:
-        return _results(pipes, time.monotonic() + timeout)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.join()
+    with tempfile.TemporaryFile("w+") as late:
+        for rank in range(count):
+            ours, theirs = fork.Pipe(duplex=False)
+            place = (rank, count, port)
+            last_words = (0.95 * timeout, late)
+            child = (place, theirs, last_words, act, arguments)
+            process = fork.Process(target=_child, args=child, daemon=True)
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            ranks.append(process)
+        try:
+            return _results(pipes, time.monotonic() + timeout)
+        except RankFailed as failed:
+            late.seek(0)
+            raise RankFailed(f"{failed}\n{late.read()}") from None
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
 
 
 def torchrun(
@@ -77,9 +86,14 @@ def free_port() -> int:
 
 
 def _child(
-    place: tuple[int, int, int], pipe: Connection, act: Callable[..., Any], arguments: Any
+    place: tuple[int, int, int],
+    pipe: Connection,
+    last_words: tuple[float, TextIO],
+    act: Callable[..., Any],
+    arguments: Any,
 ) -> None:
     rank, count, port = place
+    faulthandler.dump_traceback_later(last_words[0], file=last_words[1])
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
