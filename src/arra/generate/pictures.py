@@ -231,13 +231,32 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     return prompts
 
 
+def prompt_files(folder: Path) -> dict[str, str]:
+    """{name: prompt} of a folder of NAME.txt, one prompt in each (DPG-Bench's form), by name.
+
+    Raises:
+        ValueError: there is none, or one is empty or not UTF-8.
+    """
+    prompts = {}
+    for file in sorted(folder.glob("*.txt")):
+        try:
+            prompts[file.stem] = " ".join(file.read_bytes().decode("utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 (byte {error.start}): convert it") from None
+        if not prompts[file.stem]:
+            raise ValueError(f"{file} is empty: write its prompt into it")
+    if not prompts:
+        raise ValueError(f"{folder} is a folder without prompts: it needs files NAME.txt")
+    return prompts
+
+
 def _from_file(file: Path) -> list[str]:
+    if file.is_dir():
+        return list(prompt_files(file).values())
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"--prompts {file}: there is no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"--prompts {file} is a folder: name a text or .jsonl file") from None
     except UnicodeDecodeError as error:
         raise ValueError(
             f"--prompts {file} is not UTF-8 (byte {error.start}): convert it first"

@@ -106,7 +106,8 @@ class GenerateConfig:
     ] = ()
     """What to paint; quote each prompt."""
     prompts_file: Annotated[str | None, tyro.conf.arg(name="prompts", metavar="FILE")] = None
-    """UTF-8 file of more prompts: one per line, or JSON lines (*.jsonl) with "prompt" or "text"."""
+    """UTF-8 file of more prompts: one per line, or JSON lines (*.jsonl) with "prompt" or "text"
+    (GenEval's); or a folder of one .txt a prompt (DPG-Bench's)."""
     num: int = 4
     """Images per prompt."""
     seed: int = 0

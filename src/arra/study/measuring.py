@@ -15,9 +15,10 @@ from arra.encoders import Encoder
 from arra.evaluate.distances import frechet, kernel_distance, rank_deficient
 from arra.evaluate.features import image_features
 from arra.evaluate.intervals import bootstrap_mean
+from arra.evaluate.paired import paired_difference
 from arra.evaluate.scenes import FIELDS, scene_verdicts
 from arra.study.results import ARMS, in_order
-from arra.study.statistics import paired_difference, paired_resampling
+from arra.study.statistics import paired_resampling
 
 KID_SUBSETS = 20
 KID_SUBSET = 200  # images; the smaller set's size where that is less

@@ -13,6 +13,7 @@ from PIL import Image
 
 from arra.data.images import to_pil
 from arra.data.shards import Dataset, open_dataset
+from arra.evaluate.paired import over_seeds
 from arra.evaluate.protocol import versions
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
@@ -30,7 +31,6 @@ from arra.study.measuring import (
 from arra.study.questions import VALIDATION, Asked, of_scenes, painted
 from arra.study.report import Film, Sample, write_report
 from arra.study.results import ARMS, FORMAT_VERSION, in_order
-from arra.study.statistics import over_seeds
 
 SHOWN = 24  # pairs of pictures on the page
 FILMS = 4  # prompts that are shown as training goes on

@@ -160,6 +160,18 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     assert read_prompts(GenerateConfig("m", "o", (), str(lines))) == ["a", "c\u2028d"]
 
 
+def test_prompts_from_a_folder_of_one_file_each(tmp_path: Path) -> None:
+    config = GenerateConfig("m", "o", (), str(tmp_path))
+    with pytest.raises(ValueError, match="is a folder without prompts"):
+        read_prompts(config)
+    (tmp_path / "b.txt").write_text("a red\ncircle\n", encoding="utf-8")
+    (tmp_path / "a10.txt").write_text("two lines", encoding="utf-8")
+    assert read_prompts(config) == ["two lines", "a red circle"]
+    (tmp_path / "c.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"c.txt is empty"):
+        read_prompts(config)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -186,7 +198,6 @@ def test_bad_prompt_files(name: str, content: bytes, complaint: str, tmp_path: P
         (("a", " "), None, "prompt 2 is empty"),
         (("a\udce9",), None, "prompt 1 is not UTF-8"),
         ((), "nowhere.txt", "nowhere.txt: there is no such file"),
-        ((), ".", "is a folder"),
     ],
 )
 def test_missing_prompts(
