@@ -58,7 +58,7 @@ _NAMES_OF_OPEN_CLIP = {
     "ln_pre": "vision_model.pre_layrnorm",
     "ln_post": "vision_model.post_layernorm",
 }
-_BLOCK_OF_OPEN_CLIP = {
+BLOCK_OF_OPEN_CLIP = {
     "ln_1": "layer_norm1",
     "attn.out_proj": "self_attn.out_proj",
     "ln_2": "layer_norm2",
@@ -194,7 +194,7 @@ def _open_timm(
         if key in ("head.proj.weight", "head.proj.bias"):
             head[key.rpartition(".")[2]] = tensor
             continue
-        new = _renamed(key.removeprefix("trunk."), _NAMES_OF_TIMM, "blocks", _BLOCK_OF_TIMM)
+        new = renamed_key(key.removeprefix("trunk."), _NAMES_OF_TIMM, "blocks", _BLOCK_OF_TIMM)
         layer = re.fullmatch(r"trunk\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", key)
         if layer is not None:
             parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
@@ -211,7 +211,7 @@ def _open_timm(
     projection = _shape_of(tensors, "head.proj.weight", folder)
     config = ViTConfig(
         hidden_size=width,
-        num_hidden_layers=_depth(tensors, "blocks"),
+        num_hidden_layers=depth_of(tensors, "blocks"),
         num_attention_heads=width // _TIMM_HEAD,
         intermediate_size=up[0],
         patch_size=patch[2],
@@ -235,7 +235,7 @@ def _open_own(
     renamed: dict[str, Tensor] = {}
     strange = []
     for key, tensor in tensors.items():
-        new = _renamed(key, _NAMES_OF_OPEN_CLIP, "transformer.resblocks", _BLOCK_OF_OPEN_CLIP)
+        new = renamed_key(key, _NAMES_OF_OPEN_CLIP, "transformer.resblocks", BLOCK_OF_OPEN_CLIP)
         layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
         if layer is not None:
             parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
@@ -253,7 +253,7 @@ def _open_own(
     width = patch[0]
     config = CLIPVisionConfig(
         hidden_size=width,
-        num_hidden_layers=_depth(tensors, "resblocks"),
+        num_hidden_layers=depth_of(tensors, "resblocks"),
         num_attention_heads=width // int(vision.get("head_width", 64)),
         intermediate_size=_shape_of(tensors, "transformer.resblocks.0.mlp.c_fc.weight", folder)[0],
         patch_size=patch[2],
@@ -268,7 +268,7 @@ def _open_own(
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def _renamed(
+def renamed_key(
     key: str, names: dict[str, str], blocks: str, block_names: dict[str, str]
 ) -> str | None:
     """The name in transformers, with the block's number left where it was; None if unknown."""
@@ -296,6 +296,6 @@ def _shape_of(tensors: dict[str, Tensor], name: str, folder: Path) -> tuple[int,
     return tuple(tensors[name].shape)
 
 
-def _depth(tensors: dict[str, Tensor], blocks: str) -> int:
+def depth_of(tensors: dict[str, Tensor], blocks: str) -> int:
     found = (re.search(rf"\b{blocks}\.(\d+)\.", name) for name in tensors)
     return 1 + max(int(match[1]) for match in found if match)
