@@ -204,7 +204,9 @@ def _generate(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    from arra.evaluate.protocol import EvaluateConfig, evaluate, told
+    from arra.evaluate.protocol import evaluate
+    from arra.evaluate.report import told
+    from arra.evaluate.settings import EvaluateConfig
 
     print(told(evaluate(_parse(EvaluateConfig, arguments, "arra evaluate"))))
 

@@ -9,7 +9,7 @@ protocol.py), and FID is `fd@inception`.
 
 import warnings
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -217,3 +217,27 @@ def _checked(features_a: np.ndarray, features_b: np.ndarray) -> tuple[np.ndarray
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("Features hold NaN or infinity; recompute them in float32 and check them.")
     return a, b
+
+
+def distances_at(
+    name: str, real_ND: np.ndarray, generated_MD: np.ndarray
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(values, reasons) of fd between features of the encoder called `name`.
+
+    A value that the number of images cannot support is None and its reason is given; a value that
+    it supports only in part (a singular covariance) is given together with a reason for caution.
+    """
+    key, counts = f"fd@{name}", (len(real_ND), len(generated_MD))
+    if min(counts) < 2:
+        reason = f"needs at least 2 images in each set, there are {counts[0]}, {counts[1]}"
+        return {key: None}, {key: reason}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said in `reasons` instead
+        value = frechet(real_ND, generated_MD)
+    if not rank_deficient(*counts, real_ND.shape[1]):
+        return {key: value}, {}
+    reason = (
+        f"rank deficient: {counts[0]} and {counts[1]} images for {real_ND.shape[1]} dimensions; "
+        f"compare only at equal numbers of images"
+    )
+    return {key: value}, {key: reason}

@@ -5,7 +5,7 @@ Legend: N images, D feature width.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,14 +14,24 @@ from arra.data.progress import Meter
 from arra.evaluate.collected import Collected
 from arra.evaluate.distances import GROUPS
 from arra.evaluate.features import Extractor
+from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, Picture
-from arra.evaluate.scenes import scene_verdicts, summarise
+from arra.evaluate.intervals import bootstrap_mean
+from arra.evaluate.scenes import scene_verdicts
 
 
 class Pass(Protocol):
     """What looks at the pictures."""
 
     def see(self, pictures: Sequence[Picture]) -> None: ...
+
+
+class Judge(Pass, Protocol):
+    """What has an answer about each picture, and from these a value of the set."""
+
+    def findings(self) -> dict[str, Finding]: ...
+
+    def scores(self) -> dict[str, np.ndarray]: ...
 
 
 class FeaturePass:
@@ -59,10 +69,31 @@ class ScenePass:
         captions = [picture.caption or "" for picture in pictures]
         self._parts.append(scene_verdicts([picture.image for picture in pictures], captions))
 
-    def summary(self) -> dict[str, Any]:
-        """Shares of all pictures so far, with intervals."""
-        names = self._parts[0]
-        return summarise({n: np.concatenate([part[n] for part in self._parts]) for n in names})
+    def findings(self) -> dict[str, Finding]:
+        """{"scenes": the share of pictures that are all right, "scenes/shape": ..., ...}"""
+        verdicts = self.scores()
+        found = {}
+        for name, values_N in verdicts.items():
+            answered = int((~np.isnan(values_N)).sum())
+            interval = bootstrap_mean(values_N, proportion=name != "scenes/fragments")
+            found[name] = (
+                Finding(None, answered, reason="no caption says anything about it")
+                if interval is None
+                else Finding(
+                    interval.mean, interval.n, interval.low, interval.high, "bootstrap over images"
+                )
+            )
+        return found
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """Verdict (N,) of each picture by index: 1 right, 0 wrong, NaN not asked for."""
+        names = sorted(self._parts[0], key=lambda name: name != "all_right")
+        return {
+            "scenes" if name == "all_right" else f"scenes/{name}": np.concatenate(
+                [part[name] for part in self._parts]
+            )
+            for name in names
+        }
 
 
 def go_through(images: ImageSet, passes: Iterable[Pass], size: int, batch_size: int) -> np.ndarray:

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from arra.evaluate.finding import Finding
 from arra.models.base import Backbone
 
 WINDOW = 512  # tokens that one forward pass sees; fixed, so that values stay comparable
@@ -28,8 +28,12 @@ class Perplexity:
     documents: int
     window: int
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def findings(self) -> dict[str, Finding]:
+        """Both, of so many tokens."""
+        return {
+            "perplexity": Finding(self.perplexity, self.tokens, details=asdict(self)),
+            "bits_per_byte": Finding(self.bits_per_byte, self.tokens),
+        }
 
 
 def read_documents(path: str | Path) -> list[str]:

@@ -22,8 +22,9 @@ from arra.data.images import BadImage, grid, load_rgb, square, to_pil, to_uint8
 from arra.data.sources import Reject, Source, open_source
 from arra.device import pick_device
 from arra.encoders import load_encoder
+from arra.evaluate.distances import distances_at
 from arra.evaluate.features import describe_encoder, image_features
-from arra.evaluate.protocol import distances_at, versions
+from arra.evaluate.report import versions
 from arra.evaluate.scenes import scene_verdicts, summarise
 from arra.files import atomic_write, write_json
 from arra.image_tokenizers import load_image_tokenizer

@@ -14,7 +14,7 @@ from PIL import Image
 from arra.data.images import to_pil
 from arra.data.shards import Dataset, open_dataset
 from arra.evaluate.paired import over_seeds
-from arra.evaluate.protocol import versions
+from arra.evaluate.report import versions
 from arra.files import atomic_dir, read_json, write_json
 from arra.image_tokenizers import load_image_tokenizer
 from arra.models.run_folder import step_name, stored_tensors, weights_folder

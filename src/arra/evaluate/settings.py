@@ -1,0 +1,106 @@
+"""What `arra evaluate` can be asked, checked before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from arra.evaluate.measures import DISTANCES, SIMILARITIES
+from arra.generate.settings import DEFAULT_SLOTS
+
+METRICS = (*DISTANCES, *SIMILARITIES, "scenes")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure painted images against real ones or their prompts, or a language model on text."""
+
+    real: str | None = None
+    """Reference images: a folder, tar, Parquet file, .npz batch, hub id or builtin:scenes."""
+    generated: str | None = None
+    """Images to judge, likewise; a folder that `arra generate` wrote brings its prompts along."""
+    model: str | None = None
+    """In the place of --generated: a painter whose pictures are judged without files in between,
+    painted from --prompts or else from the captions of --real. With --text: the language model."""
+    metrics: str = "fd,kid"
+    """Comma-separated. fd, kid, cmmd, prdc (precision, recall, density, coverage), fd_infinity:
+    distances of --extractor's features to those of --real; vendi: diversity in those features;
+    ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); scenes (reads
+    the pixels of drawn scenes back and compares them with the prompts)."""
+    extractor: tuple[str, ...] = ()
+    """Encoders whose features are compared: folder, hub id or builtin:NAME;
+    E@class|projected|mean|both."""
+    split: str | None = None
+    """Split of --real, where it has several."""
+    limit: int | None = None
+    """Use only the first images of each set; default: all."""
+    size: int | None = None
+    """Pixels per side that both sets are cropped to; default: the generated images' own."""
+    text_column: str = "text"
+    """Column that holds the captions, where a set has such."""
+    image_column: str = "image"
+    """Column that holds the images."""
+    text: Path | None = None
+    """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
+    out: Path | None = None
+    """Write the report to this JSON file."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """UTF-8 file of what --model paints: one prompt per line, or JSON lines (*.jsonl)."""
+    num: int = 1
+    """Images that --model paints per prompt."""
+    seed: int = 0
+    """Image j of every prompt uses seed + j; also of all that is drawn at random in a measure."""
+    cfg: float | None = None
+    """Guidance scale of --model's pictures; default: the model's own."""
+    slots: int = DEFAULT_SLOTS
+    """Rows per forward pass of --model."""
+    batch_size: int = 64
+    """Images per call of an extractor."""
+    workers: int = 2
+    """Threads that decode images."""
+    kid_subsets: int = 100
+    """Random subsets that kid averages over."""
+    kid_subset_size: int = 1000
+    """Images in each of them; sets must have that many."""
+    device: str = "auto"
+    """auto = cuda if there is one, else cpu."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.metrics.split(",") if name.strip())
+
+    @property
+    def judges_images(self) -> bool:
+        return self.generated is not None or (self.model is not None and self.text is None)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a request that cannot be answered, before anything is loaded."""
+        for name in self.metric_names:
+            if name not in METRICS:
+                raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
+        for name in ("limit", "size", "batch_size", "kid_subsets", "workers", "num"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.kid_subset_size < 2:
+            raise ValueError("--kid-subset-size must be at least 2")
+        if self.generated is None and self.text is None and self.model is None:
+            raise ValueError(
+                "nothing to evaluate: give --generated or --model (with --real), or --text FILE"
+            )
+        if self.text is not None and self.model is None:
+            raise ValueError("--text needs --model: the language model whose text is judged")
+        if self.generated is not None and self.model is not None and self.text is None:
+            raise ValueError("--generated and --model are both what is judged: give one of them")
+        if not self.judges_images:
+            return
+        compares = [name for name in self.metric_names if name in (*DISTANCES, "ms_ssim_paired")]
+        if compares and self.real is None:
+            raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")
+        sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi")]
+        if sees and not self.extractor:
+            raise ValueError(
+                f"--metrics {','.join(sees)} needs --extractor: a folder, a hub id or "
+                f"builtin:scenes-judge (the measure is named after it)"
+            )
