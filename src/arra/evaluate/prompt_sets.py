@@ -252,14 +252,15 @@ def geneval_scores(results: Path, prompts: Path | None = None) -> dict[str, Find
 
 
 _ITEM = re.compile(r"(?P<path>.+\.png)(?P<scores>(?:, [0-9.eE+-]+)+)")
-_SUMMARY = re.compile(r"(?P<name>.+): (?P<value>[0-9.eE+-]+|nan)")
+_SUMMARY = re.compile(r"(?P<name>\t.+|DPG-Bench score): (?P<value>[0-9.eE+-]+|nan)")
 
 
 def dpg_scores(results: Path, prompts: Path | None = None) -> dict[str, Finding]:
     """{"dpg": the mean over items in percent, "dpg/CATEGORY": as the scorer printed it, ...}
 
     The score is computed from the item lines, with a bootstrap over items, and must agree with the
-    one at the file's end. Categories have no interval: the file has no answers by item.
+    one at the file's end. Categories have no interval: the file has no answers by item, and the
+    scorer computes them from the last picture of each prompt alone.
 
     Raises:
         ValueError: no item is there, the file's own score is another, or, with `prompts`, items
@@ -268,11 +269,11 @@ def dpg_scores(results: Path, prompts: Path | None = None) -> dict[str, Finding]
     means: dict[str, float] = {}
     printed: dict[str, float] = {}
     for line in results.read_text(encoding="utf-8").split("\n"):
-        item, summary = _ITEM.fullmatch(line.strip()), _SUMMARY.fullmatch(line.strip())
+        item, summary = _ITEM.fullmatch(line.strip()), _SUMMARY.fullmatch(line.rstrip())
         if item is not None:
             means[Path(item["path"]).name.split(".")[0]] = float(item["scores"].split(", ")[-1])
         elif summary is not None:
-            printed[summary["name"]] = float(summary["value"])
+            printed[summary["name"].strip()] = float(summary["value"])
     if not means:
         raise ValueError(
             f"{results} has no scored item: give the ..._results.txt of DPG-Bench's "
@@ -289,7 +290,7 @@ def dpg_scores(results: Path, prompts: Path | None = None) -> dict[str, Finding]
             f"{results} says {total}, its {len(means)} items give {finding.value}: it holds lines "
             f"of several runs"
         )
-    reason = "as the scorer printed it: the file has no answers by item"
+    reason = "as the scorer printed it, from the last picture of each prompt"
     return {"dpg": finding} | {
         f"dpg/{name}": Finding(value, len(means), reason=reason) for name, value in printed.items()
     }

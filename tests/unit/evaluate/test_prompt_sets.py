@@ -1,7 +1,7 @@
 """GenEval and DPG-Bench: what their scorers read is what we write, and their files are read back.
 
 The golden numbers were printed by the scorers' own code on files made here: GenEval's
-summary_scores.py at af4902f; DPG-Bench's compute_dpg_bench.py (ELLA, main of 2026) with a made-up
+summary_scores.py at af4902f; DPG-Bench's compute_dpg_bench.py (ELLA at 3c228f1) with a made-up
 judge in the place of its network.
 """
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_arranged(geneval, dpg, tmp_path):
 
 
 def made_up_results(file: Path) -> Path:
-    """27 images: prompts have unequal numbers of pictures, tags unequal numbers of prompts."""
+    """25 images: prompts have unequal numbers of pictures, tags unequal numbers of prompts."""
     rows = []
     for prompt in range(9):
         tag = ("single_object", "counting", "colors")[prompt % 7 % 3]
@@ -149,7 +149,7 @@ def test_geneval_scores_are_the_scorers_own(tmp_path):
     }
     for finding in found.values():
         assert finding.low <= finding.value <= finding.high
-    assert json.loads((tmp_path / "s.json").read_text())["scores"]["geneval"]["n"] == 24
+    assert json.loads((tmp_path / "s.json").read_text())["scores"]["geneval"]["n"] == 25
     assert told(found).startswith("geneval  ")
 
 
@@ -164,7 +164,7 @@ def test_geneval_prompts_that_were_not_scored(geneval, tmp_path):
 
 def test_dpg_scores_are_the_scorers_own(dpg, tmp_path):
     results = tmp_path / "r.txt"
-    results.write_text(GOLDEN_DPG)
+    results.write_text(GOLDEN_DPG.replace("Image path: o", "Image path: 12"))
     found = read_scored(ScoredConfig("dpg", str(results), str(dpg)))
     assert found["dpg"].value == pytest.approx(GOLDEN_DPG_SCORE, rel=1e-12)
     assert found["dpg"].n == 2
@@ -180,7 +180,40 @@ def test_dpg_scores_are_the_scorers_own(dpg, tmp_path):
         read_scored(ScoredConfig("dpg", str(results)))
 
 
-GOLDEN_GENEVAL: dict[str, tuple[float, int]] = {}
-GOLDEN_DPG = ""
-GOLDEN_DPG_SCORE = 0.0
-GOLDEN_DPG_CATEGORIES: dict[str, float] = {}
+# What summary_scores.py printed: shares with their (right / all), the overall score to five digits.
+GOLDEN_GENEVAL = {
+    "geneval": (0.48485, 25),
+    "geneval/single_object": (5 / 10, 10),
+    "geneval/counting": (5 / 11, 11),
+    "geneval/colors": (2 / 4, 4),
+}
+# What compute_dpg_bench.py wrote about a folder of `arrange`, two prompts of four pictures.
+GOLDEN_DPG = """\
+o/COCOval2014000000580698.png, 0.0, 0.3333333333333333, 1.0, 0.0, 0.3333333333333333
+o/12.png, 0.5, 0.5, 0.25, 0.5, 0.4375
+Model: o
+L1 category scores:
+\tentity: 66.66666666666666
+\trelation: 0.0
+\tother: 50.0
+\tattribute: 100.0
+L2 category scores:
+\tattribute - color: 100.0
+\tentity - whole: 66.66666666666666
+\tother - count: 50.0
+\trelation - spatial: 0.0
+Image path: o
+Save results to: r.txt
+DPG-Bench score: 38.541666666666664
+"""
+GOLDEN_DPG_SCORE = 38.541666666666664
+GOLDEN_DPG_CATEGORIES = {
+    "dpg/entity": 66.66666666666666,
+    "dpg/relation": 0.0,
+    "dpg/other": 50.0,
+    "dpg/attribute": 100.0,
+    "dpg/attribute - color": 100.0,
+    "dpg/entity - whole": 66.66666666666666,
+    "dpg/other - count": 50.0,
+    "dpg/relation - spatial": 0.0,
+}
