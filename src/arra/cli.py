@@ -204,6 +204,15 @@ def _generate(arguments: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
+    if arguments and not arguments[0].startswith("-"):
+        from arra.evaluate.actions import ACTIONS
+
+        name = arguments[0]
+        if name not in ACTIONS:
+            raise WrongUse(f"arra evaluate {name}: there is {', '.join(ACTIONS)}, or options alone")
+        config = _parse(ACTIONS[name].config, arguments[1:], f"arra evaluate {name}")
+        print(ACTIONS[name].run(config))
+        return
     from arra.evaluate.protocol import evaluate
     from arra.evaluate.report import told
     from arra.evaluate.settings import EvaluateConfig

@@ -15,7 +15,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMANDS = (
     *("demo", "prepare", "tokenizer train", "tokenizer evaluate", "train scenes"),
-    *("generate", "evaluate", "study", "export", "convert", "doctor"),
+    *(
+        "generate",
+        "evaluate",
+        "evaluate arrange",
+        "evaluate scored",
+        "study",
+        "export",
+        "convert",
+        "doctor",
+    ),
     *("bench prepare", "bench train", "bench generate", "bench loader"),
 )
 

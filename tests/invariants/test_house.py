@@ -81,6 +81,7 @@ ONLY = {
     "arra.objective": ("arra.cross_entropy", "arra.batch"),
     "arra.contrastive": ("arra.cross_entropy", "arra.batch", "arra.objective"),
     "arra.resolve": ("arra.files",),
+    "arra.pages": ("arra.files",),
 }
 # What a part must never import, not even inside a function. The way down is
 # cli -> study -> evaluate -> generate -> models, layout; cli -> train -> objective -> batch.
@@ -389,6 +390,8 @@ def test_docs_use_flags_that_exist() -> None:
         for verb, rest in re.findall(r"\barra ((?:tokenizer |bench )?[a-z]+)\b([^\n`]*)", text):
             # `doctor --plan RECIPE` takes the recipe's own flags as well.
             commands = {"train": ["train scenes"], "doctor": ["doctor", "train scenes"]}
+            action = rest.split()[:1]  # of `arra evaluate ACTION`
+            commands["evaluate"] = [" ".join([verb, *action]), verb]
             for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", rest):
                 if not any(f"{c} {flag}" in known for c in commands.get(verb, [verb])):
                     wrong.append(f"{page.name}: arra {verb} {flag}")

@@ -14,7 +14,10 @@ METRICS = (*DISTANCES, *SIMILARITIES, "scenes")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure painted images against real ones or their prompts, or a language model on text."""
+    """Measure painted images against real ones or their prompts, or a language model on text.
+
+    Also: arra evaluate arrange | scored --help.
+    """
 
     real: str | None = None
     """Reference images: a folder, tar, Parquet file, .npz batch, hub id or builtin:scenes."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from arra.cli import main
 from arra.evaluate.prompt_sets import (
     ArrangeConfig,
     ScoredConfig,
@@ -217,3 +218,31 @@ GOLDEN_DPG_CATEGORIES = {
     "dpg/other - count": 50.0,
     "dpg/relation - spatial": 0.0,
 }
+
+
+def test_from_the_command_line(geneval, tmp_path, capsys):
+    painted = paint(tmp_path / "painted", prompts_of(geneval), 2)
+    results = made_up_results(tmp_path / "results.jsonl")
+    out = str(tmp_path / "out")
+    assert (
+        main(
+            [
+                "evaluate",
+                "arrange",
+                "geneval",
+                str(painted),
+                "--prompts",
+                str(geneval),
+                "--out",
+                out,
+            ]
+        )
+        == 0
+    )
+    assert "score them with evaluate_images.py" in capsys.readouterr().out
+    assert main(["evaluate", "scored", "geneval", str(results)]) == 0
+    assert capsys.readouterr().out.startswith("geneval  ")
+    assert main(["evaluate", "scored", "geneval", str(results), "--prompts", str(geneval)]) == 1
+    assert "3 of 3 prompts are not scored" in capsys.readouterr().err
+    assert main(["evaluate", "score", "geneval"]) == 2
+    assert "there is arrange, scored" in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""`arra evaluate ACTION`: what each action is asked with, and what it tells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from arra.evaluate import prompt_sets
+from arra.evaluate.prompt_sets import ArrangeConfig, ScoredConfig
+
+
+@dataclass(frozen=True)
+class Action:
+    """An action of the command line.
+
+    Attributes:
+        config: dataclass of its options.
+        run: config -> what the terminal is told.
+    """
+
+    config: type
+    run: Callable[[Any], str]
+
+
+def _scored(config: ScoredConfig) -> str:
+    return prompt_sets.told(prompt_sets.read_scored(config))
+
+
+ACTIONS = {
+    "arrange": Action(ArrangeConfig, prompt_sets.arrange),
+    "scored": Action(ScoredConfig, _scored),
+}
