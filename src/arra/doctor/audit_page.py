@@ -14,8 +14,8 @@ from arra.doctor.findings import Audit, Check
 from arra.doctor.picture import Cell, fitted, pair_cell, sample_cell, sheet
 from arra.doctor.values import grid_histogram
 from arra.files import atomic_write, write_json
-from arra.study.page import document, escape, figure, image
-from arra.study.plots import ALIGNED, STYLE, blank, thousands, to_svg
+from arra.pages.frame import escape, figure, image, section, write_page
+from arra.pages.plots import ALIGNED, STYLE, blank, thousands, to_svg
 
 SIDE = 256
 """Pixels of a picture's longest side on the page."""
@@ -47,7 +47,7 @@ def write_report(out: Path, audit: Audit, seen: Seen) -> Path:
     body = [
         LOOK,
         head(audit),
-        table(audit.checks),
+        checks_table(audit.checks),
         _section("Samples", _samples_note(audit.checks), samples),
         *(
             _section(f"Closest pairs by {name}", _pairs_note(audit.checks, name), cells)
@@ -55,10 +55,7 @@ def write_report(out: Path, audit: Audit, seen: Seen) -> Path:
         ),
         _plots(audit.checks),
     ]
-    page = out / "report.html"
-    with atomic_write(page) as temporary:
-        temporary.write_text(document(f"Audit of {audit.folder.name}", body), encoding="utf-8")
-    return page
+    return write_page(out / "report.html", f"Audit of {audit.folder.name}", body)
 
 
 def head(audit: Audit) -> str:
@@ -70,7 +67,7 @@ def head(audit: Audit) -> str:
     )
 
 
-def table(checks: Sequence[Check], damage: str = "damage") -> str:
+def checks_table(checks: Sequence[Check], damage: str = "damage") -> str:
     """The checks with their findings; `damage` is what the worst level is called."""
     rows = []
     for check in checks:
@@ -84,10 +81,8 @@ def table(checks: Sequence[Check], damage: str = "damage") -> str:
             f"{escape(status)}</span></td><th>{escape(check.name)}</th>"
             f"<td>{escape(check.summary)}{f'<ul>{items}</ul>' if items else ''}</td></tr>"
         )
-    return (
-        '<section><h2>Checks</h2><div class="scroll"><table class="checks"><tbody>'
-        f"{''.join(rows)}</tbody></table></div></section>"
-    )
+    body = f'<table class="checks"><tbody>{"".join(rows)}</tbody></table>'
+    return section("Checks", f'<div class="scroll">{body}</div>')
 
 
 def _samples_note(checks: Sequence[Check]) -> str:
@@ -104,9 +99,10 @@ def _section(title: str, note: str, cells: Sequence[Cell]) -> str:
     if not cells:
         return ""
     shown = "\n".join(_pair(cell) for cell in cells)
-    return (
-        f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-        f'<div class="pairs with-real">{shown}</div></section>'
+    return section(
+        title,
+        f'<p class="note">{escape(note)}</p>',
+        f'<div class="pairs with-real">{shown}</div>',
     )
 
 
@@ -146,7 +142,7 @@ def _plots(checks: Sequence[Check]) -> str:
     if not drawn:
         return ""
     figures = "\n".join(figure(svg, caption) for svg, caption in drawn)
-    return f'<section><h2>Distributions</h2><div class="plots">{figures}</div></section>'
+    return section("Distributions", f'<div class="plots">{figures}</div>')
 
 
 def _bars(names: Sequence[str], counts: Sequence[int], x_label: str, y_label: str) -> str:

@@ -1,17 +1,16 @@
 """A run's examination as one self-contained HTML page: findings, curves, the last pictures."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from arra.doctor.audit_page import LOOK, head, table
+from arra.doctor.audit_page import LOOK, checks_table, head
 from arra.doctor.findings import Audit
 from arra.doctor.run import Evidence
-from arra.files import atomic_write, write_json
-from arra.study.page import document, escape, facts, figure, image
-from arra.study.plots import ALIGNED, PLAIN, THIRD, Series, curve, smooth
+from arra.files import write_json
+from arra.pages.frame import escape, facts, figure, image, row, section, table, write_page
+from arra.pages.plots import ALIGNED, PLAIN, THIRD, Series, curve, smooth
 
 WIDTH = 900
 """Pixels of the widest picture on the page."""
@@ -22,18 +21,14 @@ CUT = 0.05
 def write_report(out: Path, audit: Audit, seen: Evidence) -> Path:
     """Writes report.html and run.json, and returns the page."""
     write_json(out / "run.json", audit.to_json())
-    body = [LOOK, head(audit), _about(audit, seen), table(audit.checks, "wrong")]
+    body = [LOOK, head(audit), _about(audit, seen), checks_table(audit.checks, "wrong")]
     body += [
         _curves(seen),
         _pictures(seen, "samples", "Sample grid"),
         _pictures(seen, "probes", "What each layer holds of the target"),
         _sessions(seen),
     ]
-    page = out / "report.html"
-    with atomic_write(page) as temporary:
-        title = f"Run {audit.folder.name}"
-        temporary.write_text(document(title, body), encoding="utf-8")
-    return page
+    return write_page(out / "report.html", f"Run {audit.folder.name}", body)
 
 
 def _about(audit: Audit, seen: Evidence) -> str:
@@ -49,7 +44,7 @@ def _about(audit: Audit, seen: Evidence) -> str:
         ("commit", card.get("commit")),
         ("versions", ", ".join(f"{n} {v}" for n, v in card.get("versions", {}).items() if v)),
     ]
-    return f"<section><h2>The run</h2>{facts(rows)}</section>"
+    return section("The run", facts(rows))
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -75,7 +70,7 @@ def _curves(seen: Evidence) -> str:
     ]
     captions = {"AR": "Next-token loss"}
     figures = "\n".join(figure(svg, captions.get(text, text)) for svg, text in drawn if svg)
-    return f'<section><h2>Curves</h2><div class="plots">{figures}</div></section>' * bool(figures)
+    return section("Curves", f'<div class="plots">{figures}</div>' * bool(figures))
 
 
 def _alignment(seen: Evidence) -> list[tuple[str, str]]:
@@ -133,36 +128,29 @@ def _pictures(seen: Evidence, folder: str, title: str) -> str:
     try:
         picture = Image.open(last).convert("RGB")
     except OSError:
-        note = f'<p class="note">{escape(last.name)} cannot be read.</p>'
-        return f"<section><h2>{escape(title)}</h2>{note}</section>"
+        return section(title, f'<p class="note">{escape(last.name)} cannot be read.</p>')
     if picture.width > WIDTH:
         height = round(picture.height * WIDTH / picture.width)
         picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
     shown = figure(image(picture, f"{title}, {last.stem}"), last.stem.replace("-", " "))
-    within = f'<div style="max-width:{picture.width}px">{shown}</div>'
-    return f"<section><h2>{escape(title)}</h2>{within}</section>"
+    return section(title, f'<div style="max-width:{picture.width}px">{shown}</div>')
 
 
 def _sessions(seen: Evidence) -> str:
     if not seen.sessions:
         return ""
-    heads: Sequence[str] = ("started", "how it ended", "from step", "to step", "processes", "hours")
+    heads = ("started", "how it ended", "from step", "to step", "processes", "hours")
     rows = [
-        (
-            s.started,
-            s.how,
-            f"{s.from_step:,}",
-            f"{s.to_step:,}",
-            s.processes,
-            f"{s.seconds / 3600:.3g}",
+        row(
+            (
+                s.started,
+                s.how,
+                f"{s.from_step:,}",
+                f"{s.to_step:,}",
+                s.processes,
+                f"{s.seconds / 3600:.3g}",
+            )
         )
         for s in seen.sessions
     ]
-    top = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>" for row in rows
-    )
-    return (
-        f'<section><h2>Sessions</h2><div class="scroll"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div></section>"
-    )
+    return section("Sessions", table(heads, rows))

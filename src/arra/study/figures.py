@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from arra.study import plots
-from arra.study.plots import ALIGNED, ARM_COLOURS, ARM_MARKERS, ARM_NAMES, THIRD, Row, Series
+from arra.pages import plots
+from arra.pages.plots import ALIGNED, THIRD, Series
+from arra.study.plots import ARM_COLOURS, ARM_MARKERS, ARM_NAMES, Row, dumbbell
 from arra.study.results import ARMS, metric
 
 CUT = 0.1  # of the run, after which a training loss sets the axis
@@ -17,7 +18,7 @@ def panels(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     shares = _share_rows(results)
     if shares:
         yield (
-            plots.dumbbell(shares, x_label="pictures that are right"),
+            dumbbell(shares, x_label="pictures that are right"),
             "Share of pictures that show what the prompt asks for; bars are 95 % intervals.",
         )
     yield from _loss_panels(pairs)

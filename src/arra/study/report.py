@@ -7,10 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from arra.files import atomic_write
+from arra.pages.frame import escape, facts, figure, image, row, section, table, write_page
+from arra.pages.plots import thousands
 from arra.study import figures
-from arra.study.page import document, escape, facts, figure, image
-from arra.study.plots import thousands
 from arra.study.prose import (
     alignment_sentence,
     depth_paragraph,
@@ -63,9 +62,7 @@ def write_report(
         _depth(results),
         _run(results),
     ]
-    with atomic_write(path) as temporary:
-        temporary.write_text(document(results["title"], body), encoding="utf-8")
-    return path
+    return write_page(path, results["title"], body)
 
 
 def _header(results: Mapping[str, Any]) -> str:
@@ -138,10 +135,11 @@ def _samples(results: Mapping[str, Any], samples: Sequence[Sample]) -> str:
         if results["guidance_chosen"]
         else f"Guidance {guidance['plain']:g}."
     )
-    return (
-        f"<section><h2>What they paint</h2><p>The first {len(samples)} prompts of the list, not a "
-        f"choice: {order}, painted from the same seed. {chosen}</p>{_legend(real)}"
-        f'<div class="{kind}">{"".join(map(_pair, shown))}</div>{more}</section>'
+    return section(
+        "What they paint",
+        f"<p>The first {len(samples)} prompts of the list, not a "
+        f"choice: {order}, painted from the same seed. {chosen}</p>{_legend(real)}",
+        f'<div class="{kind}">{"".join(map(_pair, shown))}</div>{more}',
     )
 
 
@@ -174,19 +172,20 @@ def _films(films: Sequence[Film]) -> str:
         parts.append(
             figure(f'<div class="frames" {style}>{"".join(cells)}</div>', film.prompt, "film")
         )
-    return (
-        "<section><h2>How the pictures form</h2><p>The same prompt and seed, as training goes on. "
-        f'The numbers are images seen.</p><div class="films">{"".join(parts)}</div></section>'
+    return section(
+        "How the pictures form",
+        "<p>The same prompt and seed, as training goes on. The numbers are images seen.</p>",
+        f'<div class="films">{"".join(parts)}</div>',
     )
 
 
 def _curves(results: Mapping[str, Any]) -> str:
     panels = "".join(figure(svg, caption) for svg, caption in figures.panels(results))
     sentence = alignment_sentence(results)
-    return (
-        "<section><h2>How they got there</h2>"
-        f"<p>{escape(sentence or 'Both arms on the same axes.')}</p>"
-        f'<div class="plots">{panels}</div></section>'
+    return section(
+        "How they got there",
+        f"<p>{escape(sentence or 'Both arms on the same axes.')}</p>",
+        f'<div class="plots">{panels}</div>',
     )
 
 
@@ -198,16 +197,15 @@ def _table(results: Mapping[str, Any]) -> str:
         rows.append(f'<tr class="group"><th colspan="6">{escape(heading)}</th></tr>')
         for name, difference in differences.items():
             rows.append(_table_row(pair, group, name, difference, ceiling.get(group, {})))
-    return (
-        "<section><h2>The numbers</h2><p>Means with 95 % intervals. Differences are paired: both "
+    heads = ("measure", KEYS["plain"], KEYS["aligned"], "difference", "p", "limit" * bool(ceiling))
+    return section(
+        "The numbers",
+        "<p>Means with 95 % intervals. Differences are paired: both "
         "arms answer the same prompts from the same seeds, and p is the chance of a difference "
         "this large if the arms' names did not matter. Many rows are looked at here, so a single "
-        "p a little below 0.05 means little.</p>"
-        '<div class="scroll"><table><thead><tr><th>measure</th>'
-        f'<th class="plain">■ plain</th><th class="aligned">● ARRA</th><th>difference</th>'
-        f"<th>p</th><th>{'limit' if ceiling else ''}</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f"{_table_note(results)}</section>"
+        "p a little below 0.05 means little.</p>",
+        table(heads, rows),
+        _table_note(results),
     )
 
 
@@ -275,18 +273,16 @@ def _seeds(results: Mapping[str, Any]) -> str:
             if found["low"] is not None:
                 low, high = (show_difference(measure, found[end]) for end in ("low", "high"))
                 spread = f"{low} to {high}"
-            rows.append(
-                f"<tr><th>{escape(measure.label)} ({escape(group)})</th>"
-                f"<td>{escape(show_difference(measure, found['mean']))}</td>"
-                f"<td>{escape(spread)}</td><td>{found['p']:.3f}</td><td>{escape(each)}</td></tr>"
-            )
+            mean = show_difference(measure, found["mean"])
+            name = f"{measure.label} ({group})"
+            rows.append(row((name, mean, spread, f"{found['p']:.3f}", each)))
     count = len(results["pairs"])
-    return (
-        f"<section><h2>From run to run</h2><p>{count} pairs of runs, each pair from its own first "
-        "weights and data order. Here the unit is a run, so this is what says whether the method "
-        'helps, and the interval is Student\'s over runs.</p><div class="scroll"><table><thead>'
-        "<tr><th>measure</th><th>mean difference</th><th>95 % interval</th><th>p</th>"
-        f"<th>each pair</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
+    return section(
+        "From run to run",
+        f"<p>{count} pairs of runs, each pair from its own first weights and data order. Here the "
+        "unit is a run, so this is what says whether the method helps, and the interval is "
+        "Student's over runs.</p>",
+        table(("measure", "mean difference", "95 % interval", "p", "each pair"), rows),
     )
 
 
@@ -295,18 +291,16 @@ def _depth(results: Mapping[str, Any]) -> str:
     if not depth:
         return ""
     names = list(depth["rows"][0]["metrics"])
-    head = "".join(f"<th>{escape(metric(n).label)}</th>" for n in names)
-    rows = "".join(
-        f"<tr><th>{'plain' if row['layer'] is None else 'layer ' + str(row['layer'])}</th>"
-        + "".join(f"<td>{escape(show(metric(n), row['metrics'][n]))}</td>" for n in names)
-        + "</tr>"
-        for row in depth["rows"]
-    )
-    return (
-        f"<section><h2>Which layer</h2><p>{escape(depth_paragraph(depth))}</p>"
-        f'<div class="scroll"><table style="max-width:34rem"><thead><tr><th>aligned at</th>{head}'
-        f"</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="note" style="margin-top:.8rem">{escape(depth["source"])}</p></section>'
+    rows = []
+    for found in depth["rows"]:
+        layer = "plain" if found["layer"] is None else f"layer {found['layer']}"
+        rows.append(row((layer, *(show(metric(n), found["metrics"][n]) for n in names))))
+    heads = ("aligned at", *(escape(metric(n).label) for n in names))
+    return section(
+        "Which layer",
+        f"<p>{escape(depth_paragraph(depth))}</p>",
+        table(heads, rows, "max-width:34rem"),
+        f'<p class="note" style="margin-top:.8rem">{escape(depth["source"])}</p>',
     )
 
 
@@ -320,4 +314,4 @@ def _run(results: Mapping[str, Any]) -> str:
         if commands
         else ""
     )
-    return f"<section><h2>What was run</h2>{described}{script}</section>"
+    return section("What was run", described, script)

@@ -6,7 +6,7 @@ import re
 import made_up
 import pytest
 
-from arra.study.plots import PLAIN, VARIABLES, Series, column, curve, smooth, thousands
+from arra.pages.plots import PLAIN, VARIABLES, Series, column, curve, smooth, thousands
 from arra.study.prose import alignment_sentence, depth_paragraph, result_paragraph
 from arra.study.report import write_report
 from arra.study.results import in_order, metric, show, show_difference, verdict

@@ -1,11 +1,14 @@
-"""The report's look: one style sheet, no script, no network; and the few HTML helpers it needs."""
+"""A page's look: one style sheet, no script, no network; and the few HTML helpers it needs."""
 
 import base64
 import html
 import io
 from collections.abc import Iterable
+from pathlib import Path
 
 from PIL import Image
+
+from arra.files import atomic_write
 
 # Okabe and Ito's blue, vermillion and green, lightened for the dark scheme to keep their contrast.
 STYLE = """
@@ -113,6 +116,13 @@ def document(title: str, body: Iterable[str]) -> str:
     )
 
 
+def write_page(path: Path, title: str, body: Iterable[str]) -> Path:
+    """Writes a whole HTML page, atomically, and returns its path."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(document(title, body), encoding="utf-8")
+    return path
+
+
 def escape(text: object) -> str:
     """Text as HTML; a lone surrogate from a broken caption is shown as a question mark."""
     return html.escape(str(text).encode("utf-8", "replace").decode("utf-8"))
@@ -150,3 +160,30 @@ def facts(rows: Iterable[tuple[str, object]]) -> str:
         if value is not None and value != ""
     )
     return f'<dl class="facts">{items}</dl>'
+
+
+def section(title: str, *parts: str) -> str:
+    """A part of the page under its own heading; nothing if it would be empty."""
+    inner = "".join(parts)
+    return f"<section><h2>{escape(title)}</h2>{inner}</section>" if inner else ""
+
+
+def row(cells: Iterable[object]) -> str:
+    """A table's row of text; the first cell names it."""
+    first, *others = (escape(cell) for cell in cells)
+    return f"<tr><th>{first}</th>{''.join(f'<td>{each}</td>' for each in others)}</tr>"
+
+
+def table(heads: Iterable[str], rows: Iterable[str], style: str = "") -> str:
+    """A table that scrolls by itself where the page is narrow.
+
+    Args:
+        heads: HTML of the columns' names.
+        rows: whole rows, from `row` or with marks of their own.
+    """
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    attribute = f' style="{style}"' if style else ""
+    return (
+        f'<div class="scroll"><table{attribute}><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -1,0 +1,203 @@
+"""Plots as inline SVG whose colours are CSS variables: one file, light and dark.
+
+matplotlib draws with fixed stand-in colours; `to_svg` replaces each by `var(--name)`, which the
+page's style sheet (frame.py) defines for both schemes. Hues are Okabe and Ito's, and every series
+also differs by marker or dash, so nothing is said by colour alone.
+"""
+
+import hashlib
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Stand-ins: any colours that occur nowhere else.
+INK, MUTED, RULE = "#010203", "#040506", "#070809"
+PLAIN, ALIGNED, THIRD = "#0a0b0c", "#0d0e0f", "#101112"
+VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    RULE: "--rule",
+    PLAIN: "--plain",
+    ALIGNED: "--aligned",
+    THIRD: "--third",
+}
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: crisp, searchable, in the page's font
+    "svg.hashsalt": "arra",  # ids do not change from run to run
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 11,
+    "axes.titlesize": 12,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "lines.linewidth": 2.0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. `low` and `high`, if given, are drawn as a band or as whiskers."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    marker: str = ""
+    dashed: bool = False
+    faint: bool = False
+    alpha: float = field(default=1.0, kw_only=True)
+
+
+def curve(
+    series: Sequence[Series],
+    *,
+    y_label: str,
+    percent: bool = False,
+    from_zero: bool = False,
+    cut: float = 0.0,
+) -> str:
+    """Lines against images seen, as SVG; the first `cut` of the run may leave the top of the axis.
+
+    A loss falls most in its first moments, which would flatten everything that follows.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(4.6, 3.1)
+        for line in series:
+            draw(axes, line)
+        axes.set_xlabel("images seen")
+        axes.set_ylabel(y_label)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        if cut > 0:
+            later = [y for s in series for x, y in zip(s.x, s.y, strict=True) if x >= cut * s.x[-1]]
+            low, high = min(later), max(later)
+            axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low) or None)
+        axes.grid(axis="x", visible=False)
+        legend(axes)
+        return to_svg(figure, f"{y_label} against images seen")
+
+
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches and its axes, for `to_svg`; to be drawn on under STYLE."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def draw(axes: Axes, line: Series) -> None:
+    alpha = 0.35 if line.faint else line.alpha
+    axes.plot(
+        line.x,
+        line.y,
+        color=line.colour,
+        linestyle=(0, (4, 2)) if line.dashed else "-",
+        linewidth=1.2 if line.faint else 2.0,
+        marker=line.marker or None,
+        markersize=5,
+        alpha=alpha,
+        label=line.label or None,
+    )
+    if line.low and not line.faint:
+        axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.16, linewidth=0)
+
+
+def legend(axes: Axes) -> None:
+    """Above the axes, from their left end; takes height but never narrows the axes."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.set_title(" ", pad=8)
+        legend = axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=len(labels),
+            frameon=False,
+            fontsize=10.5,
+            handlelength=1.5,
+            handletextpad=0.5,
+            columnspacing=1.1,
+            borderaxespad=0.2,
+            borderpad=0.1,
+        )
+        legend.set_in_layout(False)
+
+
+def thousands(value: float) -> str:
+    """12000 -> '12k', for axes."""
+    if abs(value) >= 1_000_000:
+        return f"{value / 1_000_000:.3g}M"
+    return f"{value / 1000:.3g}k" if abs(value) >= 1000 else f"{value:g}"
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """An inline SVG element that fills its container's width, colours as CSS variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    # The page's font and no fixed size: the view box alone sets the proportions.
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    # Several figures share a page: their ids must not.
+    own = hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}-", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred running mean over at most `window` values, for noisy training losses."""
+    half = max(window // 2, 0)
+    return [
+        math.fsum(values[max(i - half, 0) : i + half + 1])
+        / len(values[max(i - half, 0) : i + half + 1])
+        for i in range(len(values))
+    ]
+
+
+def column(
+    lines: Sequence[Mapping[str, float]],
+    name: str,
+    *,
+    only: Callable[[float], bool] = math.isfinite,
+) -> tuple[list[float], list[float]]:
+    """(images seen, value) of the log lines that have a finite field `name`."""
+    found = [
+        (line["images_seen"], line[name]) for line in lines if name in line and only(line[name])
+    ]
+    return [x for x, _ in found], [y for _, y in found]
