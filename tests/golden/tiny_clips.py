@@ -1,6 +1,7 @@
 """Tiny CLIPs with weights by formula or at random, as folders: transformers' and open_clip's."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ CAPTIONS = [
     "a red circle left of a blue square",
     "AP view chest x-ray,  no effusion &amp; no square",
     "the green green square and the circle right of the red circle and a blue square",
+    "a view",
 ]
 WIDTH, TEXT, PATCH, SIZE, EMBED, LENGTH = 128, 64, 8, 32, 12, 10
 VOCABULARY = 48
@@ -99,6 +101,12 @@ def bert_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+POOLING_LAYER = {
+    "text.transformer.pooler.dense.weight": (WIDTH, WIDTH),
+    "text.transformer.pooler.dense.bias": (WIDTH,),
+}
+
+
 def own_shapes() -> dict[str, tuple[int, ...]]:
     """Of open_clip's own text tower, at the top level as its class CLIP has them."""
     shapes = {
@@ -146,10 +154,15 @@ def timm_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    return {name: fill(name, shape) for name, shape in shapes.items()}
+    """Large enough that captions differ well; gains of layer norms are around 1."""
+    gain = re.compile(r"(ln_\w+|LayerNorm)\.weight$")
+    return {
+        name: fill(name, shape, 0.3) + (1.0 if gain.search(name) else 0.0)
+        for name, shape in shapes.items()
+    }
 
 
-def open_clip_folder(folder: Path, text_cfg: dict, shapes: dict[str, tuple[int, ...]]) -> Path:
+def open_clip_folder(folder: Path, shapes: dict[str, tuple[int, ...]], text_cfg: dict) -> Path:
     """As on the hub: a config, a pickle of named tensors, tokenizer files."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = weights(timm_shapes() | shapes) | {"logit_scale": torch.tensor(4.6)}

@@ -127,7 +127,7 @@ def _open_tokenizer(folder: Path, bert: bool) -> PreTrainedTokenizerBase:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"encoder {folder} has no usable tokenizer ({reason}): {remedy}") from None
     # A folder without tokenizer files gives an empty tokenizer, without a word.
-    pieces = len(set(tokenizer(_PROBE)["input_ids"]))
+    pieces = len(set(tokenizer(_PROBE, verbose=False)["input_ids"]))
     if pieces < 4:
         raise ValueError(
             f"encoder {folder} has no usable tokenizer (it cuts a sentence into {pieces} tokens): "

@@ -118,7 +118,9 @@ def _shape(tensors: dict[str, Tensor], name: str, folder: Path) -> tuple[int, ..
 
 
 def _open_bert(text: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> TextTower:
-    pooler = text.get("hf_pooler_type") or "cls_last_hidden_state_pooler"
+    # What the file leaves out is open_clip's default (class CLIPTextCfg); null is BERT's own pooler,
+    # which is the last hidden state of [CLS]: open_clip builds its pooling layer for cls_pooler only.
+    pooler = text.get("hf_pooler_type", "mean_pooler") or "cls_last_hidden_state_pooler"
     if pooler not in _POOLERS:
         raise ValueError(
             f"encoder {folder}: hf_pooler_type {pooler!r} is not supported; there is "
@@ -139,11 +141,10 @@ def _open_bert(text: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -
         max_position_embeddings=positions,
         type_vocab_size=_shape(trunk, "embeddings.token_type_embeddings.weight", folder)[0],
     )
-    # Without an explicit cls_pooler open_clip builds no pooling layer.
-    pooling = {"add_pooling_layer": text.get("hf_pooler_type") == "cls_pooler"}
+    pooling = {"add_pooling_layer": pooler == "cls_pooler"}
     model = from_tensors(BertModel, config, trunk, folder, pooling)
     length = min(int(text.get("context_length", _LENGTH)), positions)
-    whole = ProjectedBert(model, _projection(text.get("hf_proj_type"), head, folder), pooler)
+    whole = ProjectedBert(model, _projection(text.get("hf_proj_type", "mlp"), head, folder), pooler)
     return TextTower(
         "open_clip BERT",
         whole,
