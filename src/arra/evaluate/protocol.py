@@ -16,17 +16,16 @@ import torch
 from arra.config import ModelConfig
 from arra.data.images import CROP
 from arra.device import pick_device
-from arra.evaluate.entries import open_entries
-from arra.evaluate.extractors import open_extractor
-from arra.evaluate.features import Extractor
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, StoredSet
-from arra.evaluate.measures import DISTANCES, compared, likeness, rows_needed
+from arra.evaluate.measures import DISTANCES, compared, likeness
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, Judge, ScenePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
+from arra.evaluate.reference import Reference, stored_set
 from arra.evaluate.report import begun, put
 from arra.evaluate.settings import EvaluateConfig
+from arra.evaluate.text_image import ClipJudge, ClipPass
 from arra.files import write_json
 from arra.generate.pictures import read_prompts
 from arra.generate.settings import GenerateConfig
@@ -53,11 +52,14 @@ class Measured:
     size: int = 0
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs the protocol and returns the report, JSON-ready; written to `config.out` if given."""
+def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict[str, Any]:
+    """Runs the protocol and returns the report, JSON-ready; written to `config.out` if given.
+
+    `reference` is what evaluations that differ only in what is judged may share.
+    """
     measured = Measured(begun(config.seed))
     if config.judges_images:
-        _measure_images(config, measured)
+        _measure_images(config, measured, reference or Reference(config))
     report = measured.report
     if config.text is not None:
         assert config.model is not None
@@ -86,30 +88,26 @@ def load_language_model(spec: str, device: str) -> Backbone:
     return backbone
 
 
-def _measure_images(config: EvaluateConfig, measured: Measured) -> None:
+def _measure_images(config: EvaluateConfig, measured: Measured, reference: Reference) -> None:
     metrics, report = config.metric_names, measured.report
-    real = None
-    if config.real is not None:
-        real = _stored(config, config.real, config.split)
+    real, extractors = reference.real, reference.extractors
+    if real is not None:
         report["real"] = real.described()
     generated = _generated(config, real)
     size = config.size or _common_side(generated)
-    extractors = _extractors(config)
     report["extractors"] = {each.name: each.described for each in extractors}
     report["preprocessing"] = {"size": size, "crop": CROP}
-    keep = rows_needed(metrics)
-    features = [FeaturePass(each, keep, grouped=True) for each in extractors]
+    features = [FeaturePass(each, reference.keep, grouped=True) for each in extractors]
     judges = _judges(config, generated)
     keys_M = go_through(generated, [*features, *judges], size, config.batch_size)
     report["generated"] = generated.described()
     findings: dict[str, Finding] = {}
-    if extractors and set(metrics) & {*DISTANCES, "vendi"}:
-        references = [FeaturePass(each, keep) for each in extractors]
-        if real is not None:
-            go_through(real, references, size, config.batch_size)
-        for reference, found in zip(references, features, strict=True):
+    if set(metrics) & {*DISTANCES, "vendi"}:
+        compares = real is not None and set(metrics) & set(DISTANCES)
+        references = reference.features(size) if compares else [None] * len(features)
+        for of_real, found in zip(references, features, strict=True):
             findings |= compared(
-                reference if real is not None else None,
+                of_real,
                 found,
                 metrics,
                 subsets=config.kid_subsets,
@@ -124,41 +122,26 @@ def _measure_images(config: EvaluateConfig, measured: Measured) -> None:
     measured.real, measured.generated, measured.size = real, generated, size
 
 
-def _extractors(config: EvaluateConfig) -> list[Extractor]:
-    device = pick_device(config.device)
-    extractors = [open_extractor(spec, device) for spec in config.extractor]
-    if len({each.name for each in extractors}) < len(extractors):
-        raise ValueError("two of --extractor have one name: measures are named after them")
-    return extractors
-
-
 def _judges(config: EvaluateConfig, generated: ImageSet) -> Sequence[Judge]:
     """Who looks at each generated picture with its prompt."""
-    judges: list[Judge] = []
-    if "scenes" in config.metric_names:
-        if generated.captions is None:
-            raise ValueError(
-                f"{generated.source} has no prompts, which the metric 'scenes' reads: give a "
-                f"folder written by `arra generate` (it holds images.jsonl)"
-            )
-        judges.append(ScenePass())
-    return judges
-
-
-def _stored(config: EvaluateConfig, spec: str, split: str | None) -> StoredSet:
-    entries = open_entries(
-        spec,
-        split=split,
-        limit=config.limit,
-        text_column=config.text_column,
-        image_column=config.image_column,
-    )
-    return StoredSet(spec, entries, config.workers)
+    metrics = config.metric_names
+    reading = [name for name in ("scenes", "clip_score") if name in metrics]
+    if reading and generated.captions is None:
+        raise ValueError(
+            f"{generated.source} has no prompts, which the metric {reading[0]!r} reads: give a "
+            f"folder written by `arra generate` (it holds images.jsonl) or another set with captions"
+        )
+    judges: list[Judge] = [ScenePass()] if "scenes" in metrics else []
+    device = pick_device(config.device)
+    clips = [ClipPass(ClipJudge(spec, device)) for spec in config.clip]
+    if len({each.key for each in clips}) < len(clips):
+        raise ValueError("two of --clip have one name: scores are named after them")
+    return [*judges, *clips]
 
 
 def _generated(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:
     if config.generated is not None:
-        return _stored(config, config.generated, None)
+        return stored_set(config, config.generated, None)
     assert config.model is not None
     asked = GenerateConfig(
         config.model,
