@@ -1,20 +1,20 @@
 """What is kept of a stream of features: a Gaussian of all of them, and a sample of the rows.
 
-Memory is bounded whatever the number of images: a (D + 1) x (D + 1) factor a group, and at most
-`keep` rows. Which rows are kept depends on the pictures' keys alone (a bottom-k sample), so neither
-order nor batches change it.
+Memory is bounded whatever the number of images: a (D, D) matrix, and at most `keep` rows. Which
+rows are kept depends on the pictures' keys alone (a bottom-k sample), so neither order nor batches
+change it.
 
-Legend: N rows (one image each), D feature width, G groups.
+Legend: N rows (one image each), D feature width, r rank.
 """
 
-from collections.abc import Iterable
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 BLOCK = 4096
-"""Rows that wait until they are folded into a factor: the larger, the fewer decompositions."""
+"""Rows that are added to the moments at once: small products are slow."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Gaussian:
     Attributes:
         count: rows behind it; None where a published statistic does not say.
         mean_D: float64.
-        factor: (r, D) float64, factor^T factor = covariance with the N - 1 divisor. No covariance
-            is formed from rows: its root would lose half of the digits where it is singular.
+        factor: (r, D) float64 with r <= D, factor^T factor = covariance with the N - 1 divisor; the
+            rows are eigenvectors of the covariance on the roots of their eigenvalues, rising.
     """
 
     count: int | None
@@ -61,72 +61,77 @@ class Gaussian:
             )
         if not (np.isfinite(mean_D).all() and np.isfinite(covariance_DD).all()):
             raise ValueError("a published mean or covariance holds NaN or infinity")
-        values_D, vectors_DD = np.linalg.eigh((covariance_DD + covariance_DD.T) / 2)
-        if values_D[0] < -1e-5 * max(values_D[-1], 1e-300):
+        values_D, vectors_DD = _eigen(torch.from_numpy((covariance_DD + covariance_DD.T) / 2))
+        if values_D[0] < -1e-5 * max(float(values_D[-1]), 1e-300):
             raise ValueError("a published covariance has negative eigenvalues: it is none")
-        factor = np.sqrt(np.clip(values_D, 0, None))[:, None] * vectors_DD.T
-        return cls(count, mean_D, factor)
+        return cls(count, mean_D, _factor(values_D, vectors_DD))
 
     def covariance(self) -> np.ndarray:
         """(D, D)."""
         return self.factor.T @ self.factor
 
 
-class Moments:
-    """Mean and covariance of rows that come in parts, by a QR decomposition of (1, rows).
+def _eigen(matrix_DD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.linalg.eigh(matrix_DD)
 
-    Its factor R is [[sqrt N, sqrt N mean], [0, F]] with F^T F the centred scatter matrix, and the
-    factor of two parts is that of their factors, one above the other (Demmel et al. 2012, arXiv
-    0808.2664, section 3): all rows' digits are kept, and parts can be joined.
+
+def _factor(values_D: torch.Tensor, vectors_DD: torch.Tensor) -> np.ndarray:
+    """Eigenvalues that rounding cannot tell from zero become zero and are left out.
+
+    Their roots would be 1e-8 of the largest, no rounding error at all: a distance between singular
+    covariances would then depend on the order of the rows.
+    """
+    floor = len(values_D) * np.finfo(np.float64).eps * max(float(values_D[-1]), 0.0)
+    known = values_D > floor
+    return (values_D[known].sqrt()[:, None] * vectors_DD[:, known].T).numpy()
+
+
+class Moments:
+    """Mean and covariance of rows that come in parts.
+
+    Products are of rows less the mean of the first part, so that a mean far from zero does not take
+    the covariance's digits (Chan, Golub and LeVeque 1983, section 3).
     """
 
     def __init__(self, dim: int) -> None:
         self.count, self.dim = 0, dim
-        self._factor = torch.zeros(0, dim + 1, dtype=torch.float64)
-        self._waiting: list[torch.Tensor] = []
+        self._shift_D = np.zeros(dim)
+        self._sum_D = np.zeros(dim)
+        self._products_DD = np.zeros((dim, dim))
+        self._waiting: list[np.ndarray] = []
+        self._folded = 0
 
     def add(self, rows_ND: np.ndarray) -> None:
         """More rows, of any float type."""
-        rows = torch.from_numpy(np.ascontiguousarray(rows_ND))
-        self.count += len(rows)
-        self._waiting.append(rows)
-        if sum(map(len, self._waiting)) >= BLOCK:
+        self.count += len(rows_ND)
+        self._waiting.append(rows_ND)
+        if self.count - self._folded >= BLOCK:
             self._fold()
 
     def gaussian(self) -> Gaussian:
         """Of all rows so far, at least two."""
         assert self.count >= 2, "one row has no covariance"
         self._fold()
-        return _gaussian(self._factor, self.count)
-
-    @staticmethod
-    def joined(parts: Iterable["Moments"]) -> "Moments":
-        """The moments of all rows of several."""
-        parts = list(parts)
-        whole = Moments(parts[0].dim)
-        for part in parts:
-            part._fold()
-            whole.count += part.count
-        whole._factor = _triangle(torch.cat([part._factor for part in parts]))
-        return whole
+        mean_D = self._sum_D / self.count
+        scatter_DD = self._products_DD - np.outer(mean_D, self._sum_D)
+        factor = _factor(*_eigen(torch.from_numpy(scatter_DD / (self.count - 1))))
+        # Fewer rows than columns: rounding must not raise the rank.
+        return Gaussian(self.count, mean_D + self._shift_D, factor[-(self.count - 1) :])
 
     def _fold(self) -> None:
         if not self._waiting:
             return
-        rows = torch.cat(self._waiting).double()
-        ones = torch.ones(len(rows), 1, dtype=torch.float64)
+        rows_ND = np.concatenate(self._waiting)
         self._waiting = []
-        self._factor = _triangle(torch.cat([self._factor, torch.cat([ones, rows], dim=1)]))
-
-
-def _triangle(rows: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.qr(rows, mode="r").R if len(rows) else rows
-
-
-def _gaussian(factor: torch.Tensor, count: int) -> Gaussian:
-    mean_D = factor[0, 1:] / factor[0, 0]
-    centred = factor[1:, 1:] / (count - 1) ** 0.5
-    return Gaussian(count, mean_D.numpy(), centred.numpy())
+        for start in range(0, len(rows_ND), BLOCK):
+            part_BD = rows_ND[start : start + BLOCK].astype(np.float64)
+            if self._folded == 0:
+                self._shift_D = part_BD.mean(axis=0)
+            part_BD -= self._shift_D
+            self._folded += len(part_BD)
+            self._sum_D += part_BD.sum(axis=0)
+            # A matrix by its own transpose: numpy computes one half and mirrors it.
+            self._products_DD += part_BD.T @ part_BD
 
 
 class Collected:
@@ -135,12 +140,11 @@ class Collected:
     Args:
         dim: D.
         keep: rows that are kept as they are: those with the smallest keys.
-        groups: parts, by key, whose Gaussians are kept apart, for a jackknife; 1 = none.
     """
 
-    def __init__(self, dim: int, keep: int, groups: int = 1) -> None:
+    def __init__(self, dim: int, keep: int) -> None:
         self.dim, self.keep = dim, keep
-        self._parts = [Moments(dim) for _ in range(groups)]
+        self._moments = Moments(dim)
         self._rows_ND = np.empty((0, dim), np.float32)
         self._keys_N = np.empty(0, np.uint64)
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
@@ -149,7 +153,7 @@ class Collected:
     @property
     def count(self) -> int:
         """All rows that came."""
-        return sum(part.count for part in self._parts)
+        return self._moments.count
 
     def add(self, rows_ND: np.ndarray, keys_N: np.ndarray) -> None:
         """More rows with their pictures' keys.
@@ -163,13 +167,7 @@ class Collected:
             )
         rows_ND = np.ascontiguousarray(rows_ND, np.float32)
         keys_N = np.asarray(keys_N, np.uint64)
-        if len(self._parts) == 1:
-            self._parts[0].add(rows_ND)
-        else:
-            # The low bits choose the rows that are kept, so the group is taken from others.
-            group_N = (keys_N >> np.uint64(8)) % np.uint64(len(self._parts))
-            for group in np.unique(group_N):
-                self._parts[int(group)].add(rows_ND[group_N == group])
+        self._moments.add(rows_ND)
         if self.keep:
             self._waiting.append((rows_ND, keys_N))
             self._waiting_rows += len(rows_ND)
@@ -178,15 +176,7 @@ class Collected:
 
     def gaussian(self) -> Gaussian:
         """Of all rows."""
-        return self._whole().gaussian()
-
-    def without_each_group(self) -> list[Gaussian]:
-        """G Gaussians, each of all rows but one group's."""
-        return [
-            Moments.joined(self._parts[:left] + self._parts[left + 1 :]).gaussian()
-            for left in range(len(self._parts))
-            if self._parts[left].count
-        ]
+        return self._moments.gaussian()
 
     @property
     def rows_ND(self) -> np.ndarray:
@@ -199,9 +189,6 @@ class Collected:
         """Their keys, uint64."""
         self._select()
         return self._keys_N
-
-    def _whole(self) -> Moments:
-        return self._parts[0] if len(self._parts) == 1 else Moments.joined(self._parts)
 
     def _select(self) -> None:
         if not self._waiting:
@@ -216,8 +203,6 @@ class Collected:
 
 def keys_of_rows(rows_ND: np.ndarray) -> np.ndarray:
     """Keys (N,) uint64 for features whose pictures are not at hand: a hash of each row."""
-    import hashlib
-
     rows = np.ascontiguousarray(rows_ND, np.float32)
     return np.array(
         [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little") for row in rows],

@@ -1,6 +1,6 @@
 """Distances between two sets of features: Fréchet and kernel, in float64.
 
-Legend: N, M rows (one image each) of the two sets, D feature width, S rows of a subset, G groups.
+Legend: N, M rows (one image each) of the two sets, D feature width, S rows of a subset.
 
 The names FID and KID belong to the features of one Inception network; here the features are those
 of an extractor that the caller names, so the values are called `fd@NAME` and `kid@NAME` (see
@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from arra.evaluate.collected import Collected, Gaussian
+from arra.evaluate.collected import Gaussian
 from arra.evaluate.finding import Finding
 
-T_95 = {9: 2.262, 19: 2.093}
-"""97.5 % quantiles of Student's t, by degrees of freedom."""
-GROUPS = 10
-"""Of the jackknife behind a Fréchet distance's interval."""
+FEWEST = 50
+"""Rows from which a Fréchet distance's interval is estimated at least."""
 POINTS = 8
 """Sizes of subsets that fd_infinity goes through, the first a quarter of the images."""
 
@@ -63,8 +61,8 @@ def between(a: Gaussian, b: Gaussian) -> float:
     Heusel et al. 2017, arXiv 1706.08500, eq. 6), covariances with the N - 1 divisor.
 
     The last trace is the sum of the singular values of R_a R_b^T for any factors R^T R of A and B,
-    so no covariance is formed and no root of one taken, which would cost half of the digits exactly
-    where it is singular.
+    so that no root of a product is taken, which would cost half of the digits exactly where it is
+    singular.
     """
     product = torch.from_numpy(a.factor) @ torch.from_numpy(b.factor).T
     cross_trace = float(torch.linalg.svdvals(product).sum())
@@ -72,19 +70,19 @@ def between(a: Gaussian, b: Gaussian) -> float:
     return max(float(value) - 2.0 * cross_trace, 0.0)
 
 
-def frechet_distance(real: Gaussian, generated: Collected, *, groups: int = 1) -> Finding:
+def frechet_distance(real: Gaussian, generated: Gaussian, rows_MD: np.ndarray) -> Finding:
     """The Fréchet distance of a set to a reference, with its interval.
 
-    The interval is that of a jackknife that leaves out one of `groups` groups of generated images
-    at a time, with Student's t; the reference is held fixed. It covers the draw of the generated
-    images, not the bias of a small number of them. `groups` = 1: no interval.
-    Null with fewer than two images; a reason for caution where a covariance is singular.
+    The interval is of the delta method (the infinitesimal jackknife: Efron 1982, chapter 6): the
+    distance's derivative in the direction of each picture, whose spread over pictures is estimated
+    from `rows_MD`, a random sample of the generated set's rows. It covers the draw of the generated
+    images; the reference is held fixed, and the bias of a small number of images stays.
+    Null with fewer than two images; a reason for caution, and no interval, where a covariance is
+    singular.
     """
     count = generated.count
-    if count < 2 or (real.count is not None and real.count < 2):
-        reason = f"needs at least 2 images in each set, there are {real.count}, {count}"
-        return Finding(None, count, reason=reason)
-    found = Finding(between(real, generated.gaussian()), count)
+    assert count is not None
+    found = Finding(between(real, generated), count)
     known = count if real.count is None else real.count
     if rank_deficient(known, count, generated.dim):
         reason = (
@@ -92,16 +90,36 @@ def frechet_distance(real: Gaussian, generated: Collected, *, groups: int = 1) -
             f"only at equal numbers of images"
         )
         found = replace(found, reason=reason)
-    if groups < 2 or count < 20 * groups:
+    if len(generated.factor) < generated.dim or len(rows_MD) < FEWEST:
         return found
-    values_G = np.array([between(real, each) for each in generated.without_each_group()])
-    spread = (len(values_G) - 1) / len(values_G) * ((values_G - values_G.mean()) ** 2).sum()
-    reach = T_95[groups - 1] * float(np.sqrt(spread))
     assert found.value is not None
-    method = f"jackknife over {groups} groups of generated images, reference fixed"
+    reach = 1.96 * float(np.std(_influence(real, generated, rows_MD), ddof=1)) / count**0.5
+    method = "delta method over generated images, reference fixed"
     return replace(
         found, low=max(found.value - reach, 0.0), high=found.value + reach, method=method
     )
+
+
+def _influence(real: Gaussian, generated: Gaussian, rows_MD: np.ndarray) -> np.ndarray:
+    """The derivative (M,) of the distance in the direction of each row, up to a constant.
+
+    For the generated mean m and covariance B = R^T R, the reference's mu and A, and a row x:
+
+        2 (m - mu).(x - m) + |x - m|^2 - (x - m)^T T (x - m),   T = R^-1 (R A R^T)^1/2 R^-T,
+
+    as the derivative of tr (A^1/2 B A^1/2)^1/2 in B is T / 2.
+    """
+    factor = torch.from_numpy(generated.factor)
+    product = torch.from_numpy(real.factor) @ factor.T
+    squares_D, vectors_DD = torch.linalg.eigh(product.T @ product)  # of R A R^T
+    roots_DD = vectors_DD * squares_D.clamp(min=0.0) ** 0.25
+    # The rows of R are orthogonal: its inverse is its transpose over their squared lengths.
+    inverse_DD = factor.T / (factor**2).sum(dim=1)
+    half_DD = (inverse_DD @ roots_DD).float()  # T = half half^T
+    apart_MD = torch.from_numpy(rows_MD - generated.mean_D.astype(np.float32)).float()
+    towards_M = 2.0 * apart_MD @ torch.from_numpy(generated.mean_D - real.mean_D).float()
+    grown_M = (apart_MD**2).sum(dim=1) - ((apart_MD @ half_DD) ** 2).sum(dim=1)
+    return (towards_M + grown_M).double().numpy()
 
 
 def fd_infinity(real: Gaussian, generated_MD: np.ndarray, *, seed: int = 0) -> Finding:
@@ -155,7 +173,7 @@ def kernel_distance(
     for _ in range(subsets):
         a_SD = rows_a_ND[generator.choice(len(rows_a_ND), subset_size, replace=False)]
         b_SD = rows_b_MD[generator.choice(len(rows_b_MD), subset_size, replace=False)]
-        values.append(_mmd2(torch.from_numpy(a_SD).double(), torch.from_numpy(b_SD).double()))
+        values.append(_mmd2(a_SD, b_SD))
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
 
 
@@ -189,18 +207,18 @@ def kernel_finding(
     )
 
 
-def _mmd2(a_SD: torch.Tensor, b_SD: torch.Tensor) -> float:
-    size, dim = a_SD.shape
-
-    def kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        product = (left @ right.T).div_(dim).add_(1.0)
-        return product * product * product
-
-    within = 0.0
-    for rows in (a_SD, b_SD):
-        gram = kernel(rows, rows)
-        within += float(gram.sum() - gram.trace()) / (size * (size - 1))
-    return within - 2.0 * float(kernel(a_SD, b_SD).mean())
+def _mmd2(rows_a_SD: np.ndarray, rows_b_SD: np.ndarray) -> float:
+    size, dim = rows_a_SD.shape
+    both_RD = np.concatenate([rows_a_SD, rows_b_SD]).astype(np.float64)
+    # A matrix by its own transpose: numpy computes one half and mirrors it.
+    kernel_RR = both_RD @ both_RD.T
+    kernel_RR /= dim
+    kernel_RR += 1.0
+    kernel_RR *= kernel_RR * kernel_RR
+    itself_R = np.diagonal(kernel_RR)
+    of_a, of_b = slice(None, size), slice(size, None)
+    within = sum(float(kernel_RR[rows, rows].sum() - itself_R[rows].sum()) for rows in (of_a, of_b))
+    return within / (size * (size - 1)) - 2.0 * float(kernel_RR[of_a, of_b].mean())
 
 
 def _checked(features_a: np.ndarray, features_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

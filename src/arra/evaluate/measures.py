@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from arra.data.images import square
 from arra.evaluate.cmmd import cmmd
-from arra.evaluate.distances import GROUPS, fd_infinity, frechet_distance, kernel_finding
+from arra.evaluate.distances import fd_infinity, frechet_distance, kernel_finding
 from arra.evaluate.features import FEATURES
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet
@@ -26,7 +26,8 @@ SIMILARITIES = ("vendi", "ms_ssim_diversity", "ms_ssim_paired")
 KEPT_ROWS = 50_000
 """Rows of features that kid and fd_infinity draw from: all of a usual evaluation."""
 PAIRED_ROWS = 10_000
-"""Rows that are compared each with each: those with the smallest keys, a random sample."""
+"""Rows that are compared each with each, and that intervals are estimated from: those with the
+smallest keys, a random sample."""
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 """As published: ADM's evaluator; Naeem et al. 2020."""
 
@@ -35,7 +36,7 @@ def rows_needed(metrics: Collection[str]) -> int:
     """How many rows of features must be kept for some metrics."""
     if {"kid", "fd_infinity"} & set(metrics):
         return KEPT_ROWS
-    return PAIRED_ROWS if {"cmmd", "prdc", "vendi"} & set(metrics) else 0
+    return PAIRED_ROWS if {"fd", "cmmd", "prdc", "vendi"} & set(metrics) else 0
 
 
 def compared(
@@ -58,8 +59,8 @@ def compared(
     reference = real.streams[FEATURES]
     if "fd" in metrics:
         found[f"fd@{name}"] = (
-            frechet_distance(reference.gaussian(), judged, groups=GROUPS)
-            if reference.count > 1
+            frechet_distance(reference.gaussian(), judged.gaussian(), judged.rows_ND[:PAIRED_ROWS])
+            if min(reference.count, judged.count) > 1
             else Finding(None, judged.count, reason="needs at least 2 images in each set")
         )
     if "fd_infinity" in metrics:

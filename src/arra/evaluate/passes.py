@@ -12,7 +12,6 @@ import numpy as np
 from arra.data.images import square
 from arra.data.progress import Meter
 from arra.evaluate.collected import Collected
-from arra.evaluate.distances import GROUPS
 from arra.evaluate.features import Extractor
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, Picture
@@ -40,15 +39,11 @@ class FeaturePass:
     Args:
         extractor: the network.
         keep: rows kept as they are, for measures that compare rows.
-        grouped: keep groups apart, for a jackknife.
     """
 
-    def __init__(self, extractor: Extractor, keep: int, *, grouped: bool = False) -> None:
+    def __init__(self, extractor: Extractor, keep: int) -> None:
         self.extractor = extractor
-        groups = GROUPS if grouped else 1
-        self.streams = {
-            name: Collected(dim, keep, groups) for name, dim in extractor.streams.items()
-        }
+        self.streams = {name: Collected(dim, keep) for name, dim in extractor.streams.items()}
 
     def see(self, pictures: Sequence[Picture]) -> None:
         """Adds their features."""

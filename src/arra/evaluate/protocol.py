@@ -97,7 +97,7 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     size = config.size or _common_side(generated)
     report["extractors"] = {each.name: each.described for each in extractors}
     report["preprocessing"] = {"size": size, "crop": CROP}
-    features = [FeaturePass(each, reference.keep, grouped=True) for each in extractors]
+    features = [FeaturePass(each, reference.keep) for each in extractors]
     judges = _judges(config, generated)
     keys_M = go_through(generated, [*features, *judges], size, config.batch_size)
     report["generated"] = generated.described()

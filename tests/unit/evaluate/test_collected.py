@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from arra.evaluate.collected import Collected, Gaussian, Moments, keys_of_rows
+from arra.evaluate.collected import Collected, Gaussian, keys_of_rows
 from arra.evaluate.distances import between, fd_infinity, frechet, frechet_distance
+from arra.evaluate.finding import Finding
 
 
 def rows(count: int, dim: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -24,11 +25,11 @@ def test_moments_are_numpys(count: int) -> None:
 def test_parts_in_any_order_give_the_same() -> None:
     data = rows(9000, 16, shift=3.0)
     keys = keys_of_rows(data)
-    reference = Collected(16, keep=500, groups=10)
+    reference = Collected(16, keep=500)
     reference.add(data, keys)
     order = np.random.default_rng(1).permutation(len(data))
     for batch in (7, 1000, 9000):
-        found = Collected(16, keep=500, groups=10)
+        found = Collected(16, keep=500)
         for start in range(0, len(data), batch):
             part = order[start : start + batch]
             found.add(data[part], keys[part])
@@ -38,19 +39,18 @@ def test_parts_in_any_order_give_the_same() -> None:
         other = Gaussian.from_rows(rows(900, 16, 5))
         expected = between(other, reference.gaussian())
         assert between(other, found.gaussian()) == pytest.approx(expected, rel=1e-10)
-        assert len(found.without_each_group()) == 10
 
 
-def test_one_group_left_out_is_the_others_together() -> None:
-    data = rows(400, 4)
-    keys = np.arange(400, dtype=np.uint64) << np.uint64(8)
-    found = Collected(4, keep=0, groups=2)
-    found.add(data, keys)
-    first = found.without_each_group()[0]
-    assert first.count == 200
-    assert first.covariance() == pytest.approx(np.cov(data[1::2].astype(float).T), abs=1e-12)
-    whole = Moments.joined(found._parts).gaussian()
-    assert whole.covariance() == pytest.approx(np.cov(data.astype(float).T), abs=1e-12)
+@pytest.mark.parametrize("count", [30, 9000])
+def test_directions_without_variance_stay_exact(count: int) -> None:
+    """A covariance of rank 5, seen in any order: a distance's root must not see the rounding."""
+    plane = rows(5, 16, 2)
+    data, other = rows(count, 5) @ plane + 40, rows(500, 16, 5)
+    found = [
+        between(Gaussian.from_rows(other), Gaussian.from_rows(each)) for each in (data, data[::-1])
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-10)
+    assert between(Gaussian.from_rows(data), Gaussian.from_rows(data[::-1])) < 1e-8
 
 
 def test_published_moments_are_a_gaussian_too() -> None:
@@ -73,18 +73,14 @@ def test_features_that_are_not_finite_are_refused() -> None:
         Collected(2, 1).add(np.array([[0.0, np.nan]]), np.array([1], np.uint64))
 
 
-def collected(data: np.ndarray, groups: int = 10) -> Collected:
-    found = Collected(data.shape[1], keep=len(data), groups=groups)
-    found.add(data, keys_of_rows(data))
-    return found
+def judged(real: np.ndarray, data: np.ndarray) -> Finding:
+    return frechet_distance(Gaussian.from_rows(real), Gaussian.from_rows(data), data)
 
 
 def test_interval_of_a_distance_covers_what_another_draw_gives() -> None:
     """Of 60 sets, each interval against the mean of all: 95 % +- 7 points at three sigma."""
-    real = Gaussian.from_rows(rows(4000, 4))
-    found = [
-        frechet_distance(real, collected(rows(400, 4, 100 + n, 0.3)), groups=10) for n in range(60)
-    ]
+    real = rows(4000, 4)
+    found = [judged(real, rows(400, 4, 100 + n, 0.3)) for n in range(60)]
     middle = np.mean([each.value for each in found])
     inside = [each.low <= middle <= each.high for each in found]
     assert np.mean(inside) > 0.86
@@ -92,15 +88,24 @@ def test_interval_of_a_distance_covers_what_another_draw_gives() -> None:
     assert found[0].method is not None
 
 
+def test_the_interval_is_the_jackknifes_to_first_order() -> None:
+    """Against the distances without each row, which it stands for."""
+    mix = np.eye(6) + 0.2 * np.random.default_rng(3).normal(size=(6, 6))
+    real, data = rows(900, 6), (rows(300, 6, 1) @ mix + 0.4).astype(np.float32)
+    found = judged(real, data)
+    reference, count = Gaussian.from_rows(real), len(data)
+    without = [
+        between(reference, Gaussian.from_rows(np.delete(data, n, axis=0))) for n in range(count)
+    ]
+    spread = (count - 1) ** 0.5 * np.std(without)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.03)
+
+
 def test_few_images_have_a_reason_and_no_interval() -> None:
-    real = Gaussian.from_rows(rows(30, 8))
-    found = frechet_distance(real, collected(rows(8, 8, 1)), groups=10)
+    found = judged(rows(30, 8), rows(8, 8, 1))
     assert found.low is None
     assert "rank deficient: 30 and 8 images for 8 dimensions" in str(found.reason)
     assert found.value == pytest.approx(frechet_of(rows(30, 8), rows(8, 8, 1)))
-    lonely = frechet_distance(real, collected(rows(1, 8)), groups=10)
-    assert lonely.value is None
-    assert "at least 2 images" in str(lonely.reason)
 
 
 def frechet_of(first: np.ndarray, second: np.ndarray) -> float:
