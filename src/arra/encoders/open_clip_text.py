@@ -118,8 +118,8 @@ def _shape(tensors: dict[str, Tensor], name: str, folder: Path) -> tuple[int, ..
 
 
 def _open_bert(text: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> TextTower:
-    # What the file leaves out is open_clip's default (class CLIPTextCfg); null is BERT's own pooler,
-    # which is the last hidden state of [CLS]: open_clip builds its pooling layer for cls_pooler only.
+    # What the file leaves out is open_clip's default (class CLIPTextCfg). null is BERT's own way,
+    # the last hidden state of [CLS]: open_clip builds the pooling layer for cls_pooler alone.
     pooler = text.get("hf_pooler_type", "mean_pooler") or "cls_last_hidden_state_pooler"
     if pooler not in _POOLERS:
         raise ValueError(

@@ -3,9 +3,9 @@
 Legend: N images, D feature width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,14 @@ class Pass(Protocol):
 
 
 class Judge(Pass, Protocol):
-    """What has an answer about each picture, and from these a value of the set."""
+    """What has an answer about each picture, and from these a value of the set.
+
+    Attributes:
+        described: by the key of its value, what a report must say of the network that judges.
+    """
+
+    @property
+    def described(self) -> Mapping[str, Mapping[str, Any]]: ...
 
     def findings(self) -> dict[str, Finding]: ...
 
@@ -55,6 +62,8 @@ class FeaturePass:
 
 class ScenePass:
     """Scenes read back from their pixels, against their captions."""
+
+    described: Mapping[str, Mapping[str, Any]] = {}
 
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []

@@ -6,7 +6,6 @@ one network's weights and would be wrong for any other, so it is not used here.
 Legend: N, M images of the two sets, D feature width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +17,15 @@ from arra.data.images import CROP
 from arra.device import pick_device
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, StoredSet
+from arra.evaluate.judges import open_judges
 from arra.evaluate.measures import DISTANCES, compared, likeness
 from arra.evaluate.painter import PaintedSet
-from arra.evaluate.passes import FeaturePass, Judge, ScenePass, go_through
+from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
 from arra.evaluate.reference import Reference, stored_set
 from arra.evaluate.report import begun, put
 from arra.evaluate.settings import EvaluateConfig
-from arra.evaluate.text_image import ClipJudge, ClipPass
-from arra.files import write_json
+from arra.files import sha256_of, write_json
 from arra.generate.pictures import read_prompts
 from arra.generate.settings import GenerateConfig
 from arra.models import Backbone, load_model
@@ -66,7 +65,11 @@ def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict
         backbone = load_language_model(config.model, pick_device(config.device))
         documents = read_documents(config.text)
         put(report, text_perplexity(backbone, documents).findings(), None)
-        report["text"] = {"file": str(config.text), "model": config.model}
+        report["text"] = {
+            "file": str(config.text),
+            "sha256": sha256_of(config.text),
+            "model": config.model,
+        }
     if config.out is not None:
         write_json(config.out, report)
     return report
@@ -98,7 +101,8 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     report["extractors"] = {each.name: each.described for each in extractors}
     report["preprocessing"] = {"size": size, "crop": CROP}
     features = [FeaturePass(each, reference.keep) for each in extractors]
-    judges = _judges(config, generated)
+    judges = open_judges(config, generated)
+    report["judges"] = {key: value for judge in judges for key, value in judge.described.items()}
     keys_M = go_through(generated, [*features, *judges], size, config.batch_size)
     report["generated"] = generated.described()
     findings: dict[str, Finding] = {}
@@ -120,23 +124,6 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
         put(report, judge.findings(), None)
         measured.scores |= judge.scores()
     measured.real, measured.generated, measured.size = real, generated, size
-
-
-def _judges(config: EvaluateConfig, generated: ImageSet) -> Sequence[Judge]:
-    """Who looks at each generated picture with its prompt."""
-    metrics = config.metric_names
-    reading = [name for name in ("scenes", "clip_score") if name in metrics]
-    if reading and generated.captions is None:
-        raise ValueError(
-            f"{generated.source} has no prompts, which the metric {reading[0]!r} reads: give a "
-            f"folder written by `arra generate` (it holds images.jsonl) or another set with captions"
-        )
-    judges: list[Judge] = [ScenePass()] if "scenes" in metrics else []
-    device = pick_device(config.device)
-    clips = [ClipPass(ClipJudge(spec, device)) for spec in config.clip]
-    if len({each.key for each in clips}) < len(clips):
-        raise ValueError("two of --clip have one name: scores are named after them")
-    return [*judges, *clips]
 
 
 def _generated(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:

@@ -9,14 +9,14 @@ import tyro
 from arra.evaluate.measures import DISTANCES, SIMILARITIES
 from arra.generate.settings import DEFAULT_SLOTS
 
-METRICS = (*DISTANCES, *SIMILARITIES, "scenes")
+METRICS = (*DISTANCES, *SIMILARITIES, "clip_score", "scenes")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Measure painted images against real ones or their prompts, or a language model on text.
 
-    Also: arra evaluate arrange | scored --help.
+    Also: arra evaluate arrange | compare | scored --help.
     """
 
     real: str | None = None
@@ -29,11 +29,15 @@ class EvaluateConfig:
     metrics: str = "fd,kid"
     """Comma-separated. fd, kid, cmmd, prdc (precision, recall, density, coverage), fd_infinity:
     distances of --extractor's features to those of --real; vendi: diversity in those features;
-    ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); scenes (reads
-    the pixels of drawn scenes back and compares them with the prompts)."""
+    ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); clip_score
+    (each to its prompt, in the eyes of --clip); scenes (reads the pixels of drawn scenes back and
+    compares them with the prompts)."""
     extractor: tuple[str, ...] = ()
     """Encoders whose features are compared: folder, hub id or builtin:NAME;
     E@class|projected|mean|both."""
+    clip: tuple[str, ...] = ()
+    """CLIPs of clip_score, with text tower and tokenizer: CLIP, SigLIP or open_clip's format (such
+    as BioMedCLIP); folder, hub id or builtin:scenes-clip."""
     split: str | None = None
     """Split of --real, where it has several."""
     limit: int | None = None
@@ -98,6 +102,8 @@ class EvaluateConfig:
             raise ValueError("--generated and --model are both what is judged: give one of them")
         if not self.judges_images:
             return
+        if ("clip_score" in self.metric_names) != bool(self.clip):
+            raise ValueError("--metrics clip_score and --clip SPEC need each other: give both")
         compares = [name for name in self.metric_names if name in (*DISTANCES, "ms_ssim_paired")]
         if compares and self.real is None:
             raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")

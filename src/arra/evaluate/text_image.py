@@ -56,46 +56,40 @@ class ClipJudge:
 
 
 class ClipPass:
-    """Judges pictures as they come by; memory is one number a picture and two vectors."""
+    """A CLIP as a judge; memory is one number a picture and two vectors."""
 
     def __init__(self, judge: ClipJudge) -> None:
-        self.judge = judge
+        self.judge, self._key = judge, f"clip_score@{judge.name}"
+        self.described = {self._key: judge.described}
         self._found: list[tuple[int, int, float, bool]] = []
-        self._sums: tuple[np.ndarray, np.ndarray] | None = None
+        self._image_sum_D = self._text_sum_D = np.zeros(1)
 
     def see(self, pictures: Sequence[Picture]) -> None:
-        """Raises ValueError for a picture without a caption."""
-        captions = [picture.caption for picture in pictures]
-        if None in captions:
-            lacking = pictures[captions.index(None)].name
-            raise ValueError(
-                f"{lacking} has no caption, which clip_score compares it with: give a set with "
-                f"captions, such as a folder written by `arra generate`"
-            )
-        texts = [caption for caption in captions if caption is not None]
+        """Compares each picture, which has a caption, with it."""
+        texts = [picture.caption or "" for picture in pictures]
         image_nD = self.judge.images([picture.image for picture in pictures])
         text_nD = self.judge.captions(texts)
         cosine_n = (image_nD.astype(np.float64) * text_nD).sum(axis=1)
         cut_n = self.judge.text.too_long(texts)
         for picture, cosine, cut in zip(pictures, cosine_n, cut_n, strict=True):
             self._found.append((picture.key, picture.index, float(cosine), cut))
-        sums = image_nD.sum(axis=0, dtype=np.float64), text_nD.sum(axis=0, dtype=np.float64)
-        before = self._sums or (0.0, 0.0)
-        self._sums = (before[0] + sums[0], before[1] + sums[1])
+        self._image_sum_D = self._image_sum_D + image_nD.sum(axis=0, dtype=np.float64)
+        self._text_sum_D = self._text_sum_D + text_nD.sum(axis=0, dtype=np.float64)
 
-    def scores(self) -> np.ndarray:
+    def scores(self) -> dict[str, np.ndarray]:
         """Cosine (N,) of each picture and its caption, by index."""
-        return np.array([cosine for _, _, cosine, _ in sorted(self._found, key=lambda f: f[1])])
+        by_index = sorted(self._found, key=lambda found: found[1])
+        return {self._key: np.array([cosine for _, _, cosine, _ in by_index])}
 
-    def finding(self) -> Finding:
+    def findings(self) -> dict[str, Finding]:
         """The mean, with its interval; `details["chance"]` is what other captions would get."""
-        assert self._sums is not None, "no picture was seen"
         rows = sorted(self._found)
         cosine_N = np.array([row[2] for row in rows])
         pairs = len(rows) * (len(rows) - 1)
-        others = float(self._sums[0] @ self._sums[1]) - float(cosine_N.sum())
+        others = float(self._image_sum_D @ self._text_sum_D) - float(cosine_N.sum())
         chance = others / pairs if pairs else None
-        return clip_score(cosine_N, sum(row[3] for row in rows), self.judge.text.length, chance)
+        cut = sum(row[3] for row in rows)
+        return {self._key: clip_score(cosine_N, cut, self.judge.text.length, chance)}
 
 
 def clip_score(

@@ -13,11 +13,10 @@ from arra.encoders import load_encoder
 from arra.encoders.clip_text import load_clip_text
 from arra.files import read_json
 
-GOLDEN_FOLDER = Path(__file__).parents[2] / "golden"
-sys.path.insert(0, str(GOLDEN_FOLDER))
+sys.path.insert(0, str(Path(__file__).parents[2] / "golden"))
 import tiny_clips as tiny
 
-GOLDEN = read_json(GOLDEN_FOLDER / "open_clip_text.json")
+GOLDEN = read_json(Path(__file__).parents[2] / "golden" / "open_clip_text.json")
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])

@@ -1,0 +1,31 @@
+"""Who looks at each generated picture, by what `arra evaluate` is asked to measure."""
+
+from arra.device import pick_device
+from arra.evaluate.image_set import ImageSet
+from arra.evaluate.passes import Judge, ScenePass
+from arra.evaluate.settings import EvaluateConfig
+from arra.evaluate.text_image import ClipJudge, ClipPass
+
+READING = ("scenes", "clip_score")
+"""Metrics that compare a picture with its prompt."""
+
+
+def open_judges(config: EvaluateConfig, generated: ImageSet) -> list[Judge]:
+    """The judges of a set.
+
+    Raises:
+        ValueError: a set without prompts where one reads them, or networks that cannot be used.
+    """
+    metrics, device = config.metric_names, pick_device(config.device)
+    reading = [name for name in READING if name in metrics]
+    if reading and generated.captions is None:
+        raise ValueError(
+            f"{generated.source} has no prompts, which the metric {reading[0]!r} reads: give a "
+            f"folder written by `arra generate` (it holds images.jsonl) or another set with "
+            f"captions"
+        )
+    judges: list[Judge] = [ScenePass()] if "scenes" in metrics else []
+    clips = [ClipPass(ClipJudge(spec, device)) for spec in config.clip]
+    if len({each.judge.name for each in clips}) < len(clips):
+        raise ValueError("two of --clip have one name: scores are named after them")
+    return [*judges, *clips]
