@@ -24,7 +24,7 @@ USAGE = """usage: arra VERB [...]      (arra VERB --help for its options)
   study       a pair of arms, plain and aligned, on a prepared dataset, with intervals
   export      a run -> an ordinary checkpoint of its own architecture
   convert     a published checkpoint file -> our folder, and back into its own layout
-  bench       prepare, train, generate: how fast, part by part, and the distance to the limit
+  bench       prepare, train, generate, evaluate: how fast, part by part, how far from the limit
   doctor      is a dataset whole; what became of a run; does a model open; what would a run need
 
   --version   print the version
@@ -241,7 +241,7 @@ def _convert(arguments: Sequence[str]) -> None:
 def _bench(arguments: Sequence[str]) -> None:
     action = arguments[0] if arguments else "--help"
     if action in ("-h", "--help"):
-        print("usage: arra bench prepare|train|generate|loader [...]      (add --help for options)")
+        print("usage: arra bench prepare|train|generate|loader|evaluate [...]  (--help: its options)")
         return
     if action == "train":
         from arra.bench import train
@@ -261,8 +261,16 @@ def _bench(arguments: Sequence[str]) -> None:
         asked = _parse(loader.BenchLoaderConfig, arguments[1:], "arra bench loader")
         print(loader.told(loader.bench_loader(asked)))
         return
+    if action == "evaluate":
+        from arra.bench import evaluate
+
+        wanted = _parse(evaluate.BenchEvaluateConfig, arguments[1:], "arra bench evaluate")
+        print(evaluate.told(evaluate.bench_evaluate(wanted)))
+        return
     if action != "prepare":
-        raise WrongUse(f"arra bench {action}: there are prepare, train, generate and loader")
+        raise WrongUse(
+            f"arra bench {action}: there are prepare, train, generate, loader and evaluate"
+        )
     from arra.bench.prepare import BenchPrepareConfig, bench_prepare, told
 
     print(told(bench_prepare(_parse(BenchPrepareConfig, arguments[1:], "arra bench prepare"))))
