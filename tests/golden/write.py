@@ -15,16 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMANDS = (
     *("demo", "prepare", "tokenizer train", "tokenizer evaluate", "train scenes"),
-    *(
-        "generate",
-        "evaluate",
-        "evaluate arrange",
-        "evaluate scored",
-        "study",
-        "export",
-        "convert",
-        "doctor",
-    ),
+    *("generate", "evaluate", "study", "export", "convert", "doctor"),
+    *("evaluate arrange", "evaluate compare", "evaluate scored"),
     *("bench prepare", "bench train", "bench generate", "bench loader"),
 )
 

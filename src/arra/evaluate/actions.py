@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from arra.evaluate import prompt_sets
+from arra.evaluate import comparison, prompt_sets
+from arra.evaluate.comparison import CompareConfig
 from arra.evaluate.prompt_sets import ArrangeConfig, ScoredConfig
 
 
@@ -25,7 +26,12 @@ def _scored(config: ScoredConfig) -> str:
     return prompt_sets.told(prompt_sets.read_scored(config))
 
 
+def _compare(config: CompareConfig) -> str:
+    return comparison.told(comparison.compare(config))
+
+
 ACTIONS = {
     "arrange": Action(ArrangeConfig, prompt_sets.arrange),
+    "compare": Action(CompareConfig, _compare),
     "scored": Action(ScoredConfig, _scored),
 }

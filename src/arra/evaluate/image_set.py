@@ -122,6 +122,11 @@ def hash_of(digests: Sequence[bytes], texts: Sequence[str] | None = None) -> str
     return total.hexdigest()
 
 
+def hash_of_texts(texts: Sequence[str]) -> str:
+    """SHA-256 of a set's texts, sorted."""
+    return hash_of([b""] * len(texts), texts)
+
+
 def _with_text(digest: bytes, text: str) -> bytes:
     return digest + hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -195,6 +200,7 @@ class StoredSet:
         }
         if self.captions is not None:
             described["captions_sha256"] = hash_of(self._digests, self.captions)
+            described["prompts_sha256"] = hash_of_texts(self.captions)
         if self._entries.painted is not None:
             described["painted"] = dict(self._entries.painted)
         return described

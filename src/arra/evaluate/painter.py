@@ -10,7 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from arra.data.progress import Meter
-from arra.evaluate.image_set import Picture, digest_of, hash_of, key_of
+from arra.evaluate.image_set import Picture, digest_of, hash_of, hash_of_texts, key_of
 from arra.generate.pictures import open_painter, settings_of
 from arra.generate.settings import GenerateConfig
 
@@ -70,6 +70,7 @@ class PaintedSet:
             "distinct": len(set(digests)),
             "sizes": [list(size) for size in sorted(self._sizes)],
             "captions_sha256": hash_of(digests, self.captions),
+            "prompts_sha256": hash_of_texts(self.captions),
             "painted": self._settings,
         }
 
