@@ -27,7 +27,7 @@ from arra.evaluate.cmmd import cmmd
 from arra.evaluate.collected import Collected
 from arra.evaluate.distances import frechet_distance, kernel_distance
 from arra.evaluate.entries import open_entries
-from arra.evaluate.features import EncoderFeatures
+from arra.evaluate.features import FEATURES, EncoderFeatures
 from arra.evaluate.image_set import StoredSet
 from arra.evaluate.measures import KEPT_ROWS, PAIRED_ROWS
 from arra.evaluate.passes import FeaturePass, go_through
@@ -182,7 +182,7 @@ def _through_a_network(config: BenchEvaluateConfig) -> dict[str, Any]:
                 extractor(decoded[start : start + 64])
 
         ways = {
-            "whole": lambda: go_through(images, [FeaturePass(extractor, 0)], side, 64),
+            "whole": lambda: go_through(images, [FeaturePass(extractor, {FEATURES: 0})], side, 64),
             "network": alone,
         }
         seconds = take_turns(ways, config.rounds, 1, torch.device("cpu"))

@@ -3,10 +3,10 @@
 from arra.encoders import load_encoder
 from arra.evaluate.features import EncoderFeatures, Extractor
 from arra.evaluate.inception import is_inception, open_inception
-from arra.evaluate.resizing import PUBLISHED
+from arra.evaluate.resizing import Filter
 
 
-def open_extractor(spec: str, device: str, *, resize: str = PUBLISHED) -> Extractor:
+def open_extractor(spec: str, device: str, *, resize: Filter) -> Extractor:
     """FID's network, `inception` or `inception:FILE`, to whose size `resize` brings pictures; or an
     encoder: its folder, hub id or builtin:NAME, with @POOLING if not its own.
 

@@ -26,11 +26,13 @@ class Extractor(Protocol):
         streams: what it gives, with the width of each: `features` always, Inception also
             `spatial` (sFID) and `logits` (Inception Score).
         described: what a report must say of it: fingerprint, resize filter, ...
+        doubts: sentences that a report must warn with.
     """
 
     name: str
     streams: Mapping[str, int]
     described: dict[str, Any]
+    doubts: Sequence[str]
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """Float32 (n, D) of each stream."""
@@ -39,6 +41,8 @@ class Extractor(Protocol):
 
 class EncoderFeatures:
     """An encoder as an extractor. It resizes images by its own preprocessing."""
+
+    doubts: Sequence[str] = ()
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder, self.name = encoder, encoder.name

@@ -17,7 +17,7 @@ from PIL import Image
 
 from arra.evaluate.features import FEATURES
 from arra.evaluate.inception_network import STREAMS, Inception
-from arra.evaluate.resizing import RESIZES
+from arra.evaluate.resizing import RESIZES, Filter
 from arra.files import sha256_of
 from arra.foreign import read_foreign
 
@@ -29,6 +29,10 @@ FILES = (
     f"pt_inception-2015-12-05-{SHA256_HEAD}.pth",
 )
 """What torch-fidelity and pytorch-fid call it in PyTorch's cache."""
+UNPUBLISHED = (
+    f"is not the published file of Inception's weights (its SHA-256 does not begin with "
+    f"{SHA256_HEAD}): if its tensors are others, fd@{NAME} is not FID"
+)
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILES[0]}"
 
 
@@ -47,7 +51,7 @@ class InceptionFeatures:
     name = NAME
     streams: Mapping[str, int] = STREAMS
 
-    def __init__(self, file: Path | None, device: str, resize: str) -> None:
+    def __init__(self, file: Path | None, device: str, resize: Filter) -> None:
         path = _published() if file is None else file
         self._network = _loaded(path).to(device)
         self._device, self._pixels = device, RESIZES[resize]
@@ -59,9 +63,10 @@ class InceptionFeatures:
             "dim": STREAMS[FEATURES],
             "dtype": "float32",
             "fingerprint": fingerprint,
-            "published": fingerprint.startswith(SHA256_HEAD),
             "resize": resize,
         }
+        published = fingerprint.startswith(SHA256_HEAD)
+        self.doubts: Sequence[str] = () if published else (f"{path} {UNPUBLISHED}",)
 
     def __call__(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """Float32 `features` (N, 2048), `spatial` (N, 2023) and `logits` (N, 1008, without bias) of
@@ -81,7 +86,7 @@ def is_inception(spec: str) -> bool:
     return spec == NAME or spec.startswith(f"{NAME}:")
 
 
-def open_inception(spec: str, device: str, resize: str) -> InceptionFeatures:
+def open_inception(spec: str, device: str, resize: Filter) -> InceptionFeatures:
     """The network of a spec; see InceptionFeatures."""
     file = spec.removeprefix(NAME).removeprefix(":")
     return InceptionFeatures(Path(file).expanduser() if file else None, device, resize)

@@ -10,18 +10,24 @@ from PIL.Image import Image
 
 from arra.data.images import square
 from arra.evaluate.cmmd import cmmd
+from arra.evaluate.collected import Collected
 from arra.evaluate.distances import fd_infinity, frechet_distance, kernel_finding
 from arra.evaluate.features import FEATURES
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet
+from arra.evaluate.inception_network import LOGITS, SPATIAL
 from arra.evaluate.ms_ssim import Read, ms_ssim_diversity, ms_ssim_paired, pair_up
 from arra.evaluate.passes import FeaturePass
 from arra.evaluate.prdc import prdc
 from arra.evaluate.vendi import vendi_score
 
-DISTANCES = ("fd", "kid", "cmmd", "prdc", "fd_infinity")
+DISTANCES = ("fd", "kid", "cmmd", "prdc", "fd_infinity", "sfid")
 """They compare features with those of real images."""
 SIMILARITIES = ("vendi", "ms_ssim_diversity", "ms_ssim_paired")
+CLASSIFIED = "is"
+"""The Inception Score: of the generated images' classes alone."""
+INCEPTION_ONLY = ("sfid", CLASSIFIED)
+"""They are of streams that no other extractor has."""
 
 KEPT_ROWS = 50_000
 """Rows of features that kid and fd_infinity draw from: all of a usual evaluation."""
@@ -32,11 +38,18 @@ NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 """As published: ADM's evaluator; Naeem et al. 2020."""
 
 
-def rows_needed(metrics: Collection[str]) -> int:
-    """How many rows of features must be kept for some metrics."""
-    if {"kid", "fd_infinity"} & set(metrics):
-        return KEPT_ROWS
-    return PAIRED_ROWS if {"fd", "cmmd", "prdc", "vendi"} & set(metrics) else 0
+def rows_needed(metrics: Collection[str]) -> dict[str, int]:
+    """The streams that some metrics look at, each with how many of its rows must be kept."""
+    asked, needed = set(metrics), {}
+    if {"kid", "fd_infinity"} & asked:
+        needed[FEATURES] = KEPT_ROWS
+    elif {"fd", "cmmd", "prdc", "vendi"} & asked:
+        needed[FEATURES] = PAIRED_ROWS
+    if "sfid" in asked:
+        needed[SPATIAL] = PAIRED_ROWS
+    if CLASSIFIED in asked:
+        needed[LOGITS] = 0
+    return needed
 
 
 def compared(
@@ -48,21 +61,27 @@ def compared(
     subset_size: int,
     seed: int,
 ) -> dict[str, Finding]:
-    """The measures of one extractor's features, by key; `real` is None where none needs it."""
+    """The measures of one extractor's streams, by key; `real` is None where none needs it.
+
+    What is of a stream that this extractor lacks is left to those that have it.
+    """
     name = generated.extractor.name
-    judged = generated.streams[FEATURES]
     found: dict[str, Finding] = {}
+    if CLASSIFIED in metrics and generated.classified is not None:
+        found[f"{CLASSIFIED}@{name}"] = generated.classified.finding()
+    if "sfid" in metrics and SPATIAL in generated.streams:
+        assert real is not None
+        found[f"sfid@{name}"] = _frechet(real.streams[SPATIAL], generated.streams[SPATIAL])
+    if FEATURES not in generated.streams:
+        return found
+    judged = generated.streams[FEATURES]
     if "vendi" in metrics:
         found[f"vendi@{name}"] = vendi_score(judged.rows_ND[:PAIRED_ROWS])
     if real is None:
         return found
     reference = real.streams[FEATURES]
     if "fd" in metrics:
-        found[f"fd@{name}"] = (
-            frechet_distance(reference.gaussian(), judged.gaussian(), judged.rows_ND[:PAIRED_ROWS])
-            if min(reference.count, judged.count) > 1
-            else Finding(None, judged.count, reason="needs at least 2 images in each set")
-        )
+        found[f"fd@{name}"] = _frechet(reference, judged)
     if "fd_infinity" in metrics:
         found[f"fd_infinity@{name}"] = fd_infinity(reference.gaussian(), judged.rows_ND, seed=seed)
     if "kid" in metrics:
@@ -81,6 +100,13 @@ def compared(
         for measure, k in NEIGHBOURS.items():
             found[f"{measure}@{name}"] = getattr(by_size[k], measure)
     return found
+
+
+def _frechet(real: Collected, generated: Collected) -> Finding:
+    if min(real.count, generated.count) < 2:
+        return Finding(None, generated.count, reason="needs at least 2 images in each set")
+    rows_MD = generated.rows_ND[:PAIRED_ROWS]
+    return frechet_distance(real.gaussian(), generated.gaussian(), rows_MD)
 
 
 def likeness(

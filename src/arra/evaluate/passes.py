@@ -15,6 +15,8 @@ from arra.evaluate.collected import Collected
 from arra.evaluate.features import Extractor
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, Picture
+from arra.evaluate.inception_network import LOGITS
+from arra.evaluate.inception_score import StreamedInceptionScore
 from arra.evaluate.intervals import bootstrap_mean
 from arra.evaluate.scenes import scene_verdicts
 
@@ -45,19 +47,31 @@ class FeaturePass:
 
     Args:
         extractor: the network.
-        keep: rows kept as they are, for measures that compare rows.
+        keep: the streams that are looked at, of those that it has, each with how many rows are
+            kept as they are, for measures that compare rows.
+
+    Attributes:
+        streams: what is kept of each; of logits nothing but the Inception Score's sums.
+        classified: these, where logits are looked at.
     """
 
-    def __init__(self, extractor: Extractor, keep: int) -> None:
+    def __init__(self, extractor: Extractor, keep: Mapping[str, int]) -> None:
         self.extractor = extractor
-        self.streams = {name: Collected(dim, keep) for name, dim in extractor.streams.items()}
+        seen = {name: dim for name, dim in extractor.streams.items() if name in keep}
+        classes = seen.pop(LOGITS, None)
+        self.streams = {name: Collected(dim, keep[name]) for name, dim in seen.items()}
+        self.classified = None if classes is None else StreamedInceptionScore(classes)
 
     def see(self, pictures: Sequence[Picture]) -> None:
         """Adds their features."""
+        if not self.streams and self.classified is None:
+            return
         keys_N = np.array([picture.key for picture in pictures], np.uint64)
-        features = self.extractor([picture.image for picture in pictures])
-        for name, rows_ND in features.items():
-            self.streams[name].add(rows_ND, keys_N)
+        rows = self.extractor([picture.image for picture in pictures])
+        for name, collected in self.streams.items():
+            collected.add(rows[name], keys_N)
+        if self.classified is not None:
+            self.classified.add(rows[LOGITS], keys_N)
 
 
 class ScenePass:

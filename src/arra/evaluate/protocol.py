@@ -1,7 +1,7 @@
 """`arra evaluate`: one report about two sets of images, or about a language model's text.
 
 A measure is named after the extractor whose features it compares, as `fd@NAME`. The name FID means
-one network's weights and would be wrong for any other, so it is not used here.
+one network's weights and would be wrong for any other: it is `fd@inception`.
 
 Legend: N, M images of the two sets, D feature width.
 """
@@ -17,8 +17,8 @@ from arra.data.images import CROP
 from arra.device import pick_device
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, StoredSet
-from arra.evaluate.judges import open_judges
-from arra.evaluate.measures import DISTANCES, compared, likeness
+from arra.evaluate.judges import circular, open_judges
+from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
@@ -99,14 +99,16 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     generated = _generated(config, real)
     size = config.size or _common_side(generated)
     report["extractors"] = {each.name: each.described for each in extractors}
+    report["warnings"] += [text for each in extractors for text in each.doubts]
     report["preprocessing"] = {"size": size, "crop": CROP}
     features = [FeaturePass(each, reference.keep) for each in extractors]
     judges = open_judges(config, generated)
     report["judges"] = {key: value for judge in judges for key, value in judge.described.items()}
     keys_M = go_through(generated, [*features, *judges], size, config.batch_size)
     report["generated"] = generated.described()
+    report["warnings"] += circular(report)
     findings: dict[str, Finding] = {}
-    if set(metrics) & {*DISTANCES, "vendi"}:
+    if set(metrics) & {*DISTANCES, "vendi", CLASSIFIED}:
         compares = real is not None and set(metrics) & set(DISTANCES)
         references = reference.features(size) if compares else [None] * len(features)
         for of_real, found in zip(references, features, strict=True):

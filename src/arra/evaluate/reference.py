@@ -5,6 +5,7 @@ from arra.evaluate.entries import open_entries
 from arra.evaluate.extractors import open_extractor
 from arra.evaluate.features import Extractor
 from arra.evaluate.image_set import StoredSet
+from arra.evaluate.inception_network import LOGITS
 from arra.evaluate.measures import rows_needed
 from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.settings import EvaluateConfig
@@ -19,7 +20,7 @@ class Reference:
     Attributes:
         real: the set, where one is given.
         extractors: opened.
-        keep: rows of features that the metrics need.
+        keep: streams and rows of them that the metrics need.
 
     Raises:
         ValueError: images or extractors that cannot be used.
@@ -29,6 +30,7 @@ class Reference:
         self.real = None if config.real is None else stored_set(config, config.real, config.split)
         self.extractors = _extractors(config)
         self.keep = rows_needed(config.metric_names)
+        self._of_real = {stream: rows for stream, rows in self.keep.items() if stream != LOGITS}
         self._batch_size = config.batch_size
         self._passes: dict[int, list[FeaturePass]] = {}
 
@@ -36,7 +38,7 @@ class Reference:
         """Of the real images, cropped to `size` pixels, under each extractor."""
         assert self.real is not None
         if size not in self._passes:
-            passes = [FeaturePass(each, self.keep) for each in self.extractors]
+            passes = [FeaturePass(each, self._of_real) for each in self.extractors]
             go_through(self.real, passes, size, self._batch_size)
             self._passes[size] = passes
         return self._passes[size]
@@ -56,7 +58,7 @@ def stored_set(config: EvaluateConfig, spec: str, split: str | None) -> StoredSe
 
 def _extractors(config: EvaluateConfig) -> list[Extractor]:
     device = pick_device(config.device)
-    extractors = [open_extractor(spec, device) for spec in config.extractor]
+    extractors = [open_extractor(spec, device, resize=config.resize) for spec in config.extractor]
     if len({each.name for each in extractors}) < len(extractors):
         raise ValueError("two of --extractor have one name: measures are named after them")
     return extractors

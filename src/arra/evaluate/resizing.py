@@ -7,6 +7,7 @@ Legend: N pictures of one size, H, W pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,8 +52,9 @@ def pytorch(images: Sequence[Image.Image]) -> torch.Tensor:
     return 2 * small - 1
 
 
-RESIZES: Mapping[str, Pixels] = {"tf1": tf1, "clean": clean, "pytorch": pytorch}
-PUBLISHED = "tf1"
+Filter = Literal["tf1", "clean", "pytorch"]
+RESIZES: Mapping[Filter, Pixels] = {"tf1": tf1, "clean": clean, "pytorch": pytorch}
+PUBLISHED: Filter = "tf1"
 """What tables that do not say otherwise were made with."""
 
 

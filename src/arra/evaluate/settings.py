@@ -6,10 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from arra.evaluate.measures import DISTANCES, SIMILARITIES
+from arra.evaluate.inception import is_inception
+from arra.evaluate.measures import CLASSIFIED, DISTANCES, INCEPTION_ONLY, SIMILARITIES
+from arra.evaluate.resizing import PUBLISHED, Filter
 from arra.generate.settings import DEFAULT_SLOTS
 
-METRICS = (*DISTANCES, *SIMILARITIES, "clip_score", "scenes")
+METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "scenes")
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class EvaluateConfig:
     metrics: str = "fd,kid"
     """Comma-separated. fd, kid, cmmd, prdc (precision, recall, density, coverage), fd_infinity:
     distances of --extractor's features to those of --real; vendi: diversity in those features;
+    with --extractor inception fd is FID, sfid is sFID and is the Inception Score;
     ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); clip_score
     (each to its prompt, in the eyes of --clip); scenes (reads the pixels of drawn scenes back and
     compares them with the prompts)."""
     extractor: tuple[str, ...] = ()
-    """Encoders whose features are compared: folder, hub id or builtin:NAME;
-    E@class|projected|mean|both."""
+    """Networks whose features are compared: inception (FID's; or inception:FILE of its weights), or
+    an encoder: folder, hub id or builtin:NAME; E@class|projected|mean|both."""
+    resize: Filter = PUBLISHED
+    """How images come to inception's 299 pixels: as in the evaluators of TTUR, ADM and LlamaGen
+    (TensorFlow 1's bilinear), in clean-fid, or in pytorch-fid."""
     clip: tuple[str, ...] = ()
     """CLIPs of clip_score, with text tower and tokenizer: CLIP, SigLIP or open_clip's format (such
     as BioMedCLIP); folder, hub id or builtin:scenes-clip."""
@@ -107,9 +113,25 @@ class EvaluateConfig:
         compares = [name for name in self.metric_names if name in (*DISTANCES, "ms_ssim_paired")]
         if compares and self.real is None:
             raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")
+        self._check_inception()
         sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi")]
         if sees and not self.extractor:
             raise ValueError(
                 f"--metrics {','.join(sees)} needs --extractor: a folder, a hub id or "
                 f"builtin:scenes-judge (the measure is named after it)"
+            )
+
+    def _check_inception(self) -> None:
+        if any(map(is_inception, self.extractor)):
+            return
+        alone = [name for name in self.metric_names if name in INCEPTION_ONLY]
+        if alone:
+            raise ValueError(
+                f"--metrics {','.join(alone)} is of streams that only FID's network has: give "
+                f"--extractor inception"
+            )
+        if self.resize != PUBLISHED:
+            raise ValueError(
+                f"--resize {self.resize} is of --extractor inception alone: encoders resize by "
+                f"their own preprocessing"
             )

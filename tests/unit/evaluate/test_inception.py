@@ -115,7 +115,7 @@ def test_a_spec_names_the_file_and_the_report_says_what_it_is(file):
     assert found.described["resize"] == "clean"
     assert found.described["spec"] == f"inception:{file}"
     assert len(found.described["fingerprint"]) == 64
-    assert found.described["published"] is False  # only the file with the published hash is
+    assert "fd@inception is not FID" in found.doubts[0]  # as for any file but the published one
 
 
 def test_the_published_file_is_found_in_pytorchs_cache(monkeypatch, tmp_path, file):

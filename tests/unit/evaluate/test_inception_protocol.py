@@ -1,0 +1,198 @@
+"""FID, sFID and the Inception Score by the command: what the report has, and what is refused.
+
+The network's own numbers are held in test_inception.py. Here a small stand-in with the same three
+streams takes its place, but for one test.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from formula import fill
+from inception_weights import FILE, weights
+from PIL import Image
+
+from arra.evaluate import reference
+from arra.evaluate.distances import frechet
+from arra.evaluate.image_set import digest_of, key_of
+from arra.evaluate.inception_score import StreamedInceptionScore
+from arra.evaluate.protocol import evaluate
+from arra.evaluate.settings import EvaluateConfig
+
+SIDE, CELLS = 24, 4
+
+
+class StandIn:
+    """Colours of 4 x 4 cells: their means are `features`, the cells themselves are `spatial`."""
+
+    name, doubts = "inception", ()
+
+    def __init__(self, resize):
+        self.streams = {"features": 6, "spatial": CELLS * CELLS * 3, "logits": 5}
+        self.described = {"name": "inception", "fingerprint": "f" * 64, "resize": resize}
+
+    def __call__(self, images):
+        pixels_NHW3 = np.stack([np.asarray(each, np.float32) / 64 for each in images])
+        count, step = len(images), SIDE // CELLS
+        cells = pixels_NHW3.reshape(count, CELLS, step, CELLS, step, 3).mean((2, 4))
+        spatial = cells.reshape(count, -1)
+        features = np.concatenate([cells.mean((1, 2)), cells.std((1, 2))], axis=1)
+        logits = (features[:, :3] - 1.9) @ fill("stand-in.classes", (3, 5), 20.0).numpy()
+        return {"features": features, "spatial": spatial, "logits": logits}
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setattr(
+        reference, "open_extractor", lambda spec, device, *, resize: StandIn(resize)
+    )
+
+
+def mosaic(count, seed):
+    """Pictures (count, 24, 24, 3) of 4 x 4 cells, brighter below than above."""
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 200, (count, CELLS, CELLS, 3)) + 14 * np.arange(CELLS)[:, None, None]
+    return cells.astype(np.uint8).repeat(SIDE // CELLS, axis=1).repeat(SIDE // CELLS, axis=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    np.savez(path / "real.npz", arr_0=mosaic(120, 0))
+    np.savez(path / "generated.npz", arr_0=mosaic(150, 1))
+    return path
+
+
+def asked(folder, **given):
+    return EvaluateConfig(
+        **{
+            "real": str(folder / "real.npz"),
+            "generated": str(folder / "generated.npz"),
+            "extractor": ("inception",),
+            "metrics": "fd,sfid,is",
+            "device": "cpu",
+            **given,
+        }
+    )
+
+
+def rows(path):
+    arrays = np.load(path)["arr_0"]
+    images = [Image.fromarray(each) for each in arrays]
+    return StandIn("tf1")(images), np.array([key_of(digest_of(each)) for each in images], np.uint64)
+
+
+def test_values_are_those_of_the_streams(stand_in, folder):
+    report = evaluate(asked(folder))
+    real, _ = rows(folder / "real.npz")
+    generated, keys_M = rows(folder / "generated.npz")
+    score = StreamedInceptionScore(5)
+    score.add(generated["logits"], keys_M)
+    assert report["metrics"] == pytest.approx(
+        {
+            "fd@inception": frechet(real["features"], generated["features"]),
+            "sfid@inception": frechet(real["spatial"], generated["spatial"]),
+            "is@inception": score.finding().value,
+        },
+        rel=1e-6,
+    )
+    assert set(report["intervals"]) == set(report["metrics"])
+    assert report["counts"]["sfid@inception"] == [120, 150]
+    assert "biased low" in report["reasons"]["is@inception"]
+
+
+def test_inception_score_needs_no_reference(stand_in, folder):
+    alone = evaluate(asked(folder, real=None, metrics="is"))
+    beside = evaluate(asked(folder))
+    assert alone["metrics"] == {"is@inception": beside["metrics"]["is@inception"]}
+
+
+def test_batch_size_order_and_threads_do_not_matter(stand_in, folder, tmp_path):
+    np.savez(tmp_path / "generated.npz", arr_0=mosaic(150, 1)[::-1])
+    np.savez(tmp_path / "real.npz", arr_0=mosaic(120, 0)[::-1])
+    first = evaluate(asked(folder, batch_size=64, workers=1))["metrics"]
+    second = evaluate(asked(tmp_path, batch_size=7, workers=3))["metrics"]
+    assert first == pytest.approx(second, rel=1e-6)
+
+
+def test_the_filter_reaches_network_and_report(stand_in, folder):
+    report = evaluate(asked(folder, metrics="fd", resize="clean"))
+    assert report["extractors"]["inception"]["resize"] == "clean"
+
+
+def mirrored(arrays):
+    """Cells put elsewhere: all is there as before, but upside down."""
+    return arrays[:, ::-1]
+
+
+def test_moved_patches_are_noticed_by_sfid_and_not_by_fid(stand_in, folder, tmp_path):
+    np.savez(tmp_path / "generated.npz", arr_0=mirrored(mosaic(150, 1)))
+    real = str(folder / "real.npz")
+    sound = evaluate(asked(folder))["metrics"]
+    moved = evaluate(asked(tmp_path, real=real))["metrics"]
+    assert moved["fd@inception"] == pytest.approx(sound["fd@inception"], rel=1e-6)
+    assert moved["is@inception"] == pytest.approx(sound["is@inception"], rel=0.05)  # other splits
+    assert moved["sfid@inception"] > 2 * sound["sfid@inception"]
+
+
+def test_lost_classes_are_noticed_by_inception_score(stand_in, folder, tmp_path):
+    generated, _ = rows(folder / "generated.npz")
+    kept = generated["logits"].argmax(1) == np.bincount(generated["logits"].argmax(1)).argmax()
+    np.savez(tmp_path / "generated.npz", arr_0=mosaic(150, 1)[kept])
+    sound = evaluate(asked(folder, real=None, metrics="is"))
+    lost = evaluate(asked(tmp_path, real=None, metrics="is"))
+    assert lost["metrics"]["is@inception"] < sound["intervals"]["is@inception"]["low"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"extractor": ("builtin:scenes-judge",)}, "sfid,is is of streams that only FID's"),
+        ({"extractor": ("x",), "metrics": "fd", "resize": "clean"}, "of --extractor inception"),
+        ({"extractor": ()}, "--extractor inception"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_loaded(folder, given, message):
+    with pytest.raises(ValueError, match=message):
+        asked(folder, **given)
+
+
+def test_other_extractors_beside_it_have_fd_alone(stand_in, folder, monkeypatch):
+    def opened(spec, device, *, resize):
+        found = StandIn(resize)
+        if spec != "inception":
+            found.name, found.streams = "other", {"features": 6}
+        return found
+
+    monkeypatch.setattr(reference, "open_extractor", opened)
+    report = evaluate(asked(folder, extractor=("other", "inception")))
+    assert set(report["metrics"]) == {
+        *("fd@other", "fd@inception", "sfid@inception", "is@inception"),
+    }
+
+
+def by_the_network(folder, metrics, step=1, batch=64):
+    """A report of 3 and 4 pictures, in order or in reverse, under the network itself."""
+    shapes = json.loads(FILE.read_text("utf-8"))["torch-fidelity"]["shapes"]
+    torch.save(weights(shapes), folder / "weights.pth")
+    np.savez(folder / "real.npz", arr_0=mosaic(3, 0)[::step])
+    np.savez(folder / "generated.npz", arr_0=mosaic(4, 1)[::step])
+    extractor = (f"inception:{folder / 'weights.pth'}",)
+    given = {"metrics": metrics, "batch_size": batch, "workers": batch}
+    return evaluate(asked(folder, extractor=extractor, **given))
+
+
+def test_the_network_itself_by_the_command(tmp_path):
+    report = by_the_network(tmp_path, "fd")
+    assert report["metrics"]["fd@inception"] > 0
+    assert "rank deficient" in report["reasons"]["fd@inception"]
+    assert report["extractors"]["inception"]["resize"] == "tf1"
+    assert "fd@inception is not FID" in report["warnings"][0]
+
+
+@pytest.mark.long
+def test_batch_size_order_and_threads_do_not_matter_to_the_network(tmp_path):
+    first = by_the_network(tmp_path, "fd,sfid")["metrics"]
+    second = by_the_network(tmp_path, "fd,sfid", step=-1, batch=2)["metrics"]
+    assert first == pytest.approx(second, rel=1e-4)
