@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from PIL import Image
 
 from arra.doctor.audit import Seen
 from arra.doctor.audit_report import bin_name, facts_of
 from arra.doctor.findings import Audit, Check
-from arra.doctor.picture import Cell, fitted, pair_cell, sample_cell, sheet
+from arra.doctor.picture import pair_cell, sample_cell
 from arra.doctor.values import grid_histogram
 from arra.files import atomic_write, write_json
-from arra.pages.frame import escape, figure, image, section, write_page
+from arra.pages.frame import escape, figure, section, write_page
 from arra.pages.plots import ALIGNED, STYLE, blank, thousands, to_svg
-
-SIDE = 256
-"""Pixels of a picture's longest side on the page."""
+from arra.pages.sheet import Cell, cell_html, sheet
 
 LOOK = """<style>
 .status { font: 600 .78rem/1.5 var(--sans); white-space: nowrap; }
@@ -40,7 +37,7 @@ def write_report(out: Path, audit: Audit, seen: Seen) -> Path:
     pairs = {name: [pair_cell(*pair) for pair in each] for name, each in seen.pairs.items()}
     sheets = {"samples.png": samples} | {f"near-{n}.png": cells for n, cells in pairs.items()}
     for name, cells in sheets.items():
-        if any(cell.left is not None or cell.right is not None for cell in cells):
+        if not all(cell.is_empty for cell in cells):
             with atomic_write(out / name) as temporary:
                 sheet(cells).save(temporary, "PNG", optimize=True)
     write_json(out / "audit.json", audit.to_json())
@@ -98,24 +95,12 @@ def _pairs_note(checks: Sequence[Check], name: str) -> str:
 def _section(title: str, note: str, cells: Sequence[Cell]) -> str:
     if not cells:
         return ""
-    shown = "\n".join(_pair(cell) for cell in cells)
+    shown = "\n".join(map(cell_html, cells))
     return section(
         title,
         f'<p class="note">{escape(note)}</p>',
         f'<div class="pairs with-real">{shown}</div>',
     )
-
-
-def _pair(cell: Cell) -> str:
-    sides = []
-    for picture, head in zip((cell.left, cell.right), cell.heads, strict=True):
-        inner = "" if picture is None else image(_sized(picture), head)
-        sides.append(f'<div>{inner}<span class="marks">{escape(head)}</span></div>')
-    return figure(f'<div class="images">{"".join(sides)}</div>', cell.caption, "pair")
-
-
-def _sized(picture: Image.Image) -> Image.Image:
-    return fitted(picture, SIDE) if max(picture.size) > SIDE else picture
 
 
 # ---- plots ---------------------------------------------------------------------------------------
