@@ -3,8 +3,9 @@
 A step reads all weights for a few rows, so it takes as long as reading them. oneDNN, which does
 PyTorch's products, reads a weight of PyTorch's own layout at less than half of memory's speed: it
 orders parts of it anew each time (49 products of a 111M model in bfloat16, 4 rows, two threads of
-an AMD Zen 4: 16.1 ms, packed 7.5 ms; float32: 48 and 15 ms). Here they are ordered once. Rows do
-not depend on each other: a test compares their bits.
+an AMD Zen 4: 16.1 ms, packed 7.5 ms; float32: 48 and 15 ms). Here they are ordered once: in
+bfloat16 for products of our own (`NativeLinear`) where the processor has them, else for oneDNN's.
+Rows do not depend on each other: a test compares their bits.
 
 Legend: D inputs, E outputs.
 """
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arra.models import native
 from arra.models.base import Backbone
+from arra.models.native import NativeLinear
 
 LEAST_ROWS = 4
 """Of a packed product. Fewer are padded: 2 rows take 9.8 ms where 3 to 6 take 7.5."""
@@ -36,15 +39,10 @@ class PackedLinear:
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.layer, self._stamp = layer, _stamp(layer)
+        self.layer = layer
         weight = layer.weight.detach()
         self.weight_ED = torch.ops.mkldnn._reorder_linear_weight(weight, LEAST_ROWS)
         self.bias_E = None if layer.bias is None else layer.bias.detach()
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the layer still has the weight that was packed."""
-        return self._stamp == _stamp(self.layer)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layer's `forward`: (..., D) to (..., E)."""
@@ -71,6 +69,9 @@ def at_least(x_ND: Tensor) -> Tensor:
     return F.pad(x_ND, (0, 0, 0, missing)) if missing > 0 else x_ND
 
 
+Packed = PackedLinear | NativeLinear
+
+
 class Decoding(AbstractContextManager[None]):
     """Around steps of a few tokens a row; it may be entered again and again.
 
@@ -81,16 +82,18 @@ class Decoding(AbstractContextManager[None]):
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self._packed: list[PackedLinear] = []
+        self._packed: list[Packed] = []
+        self._stamps: list[object] = []  # of what is packed
         self._was_fused = False
 
     def __enter__(self) -> None:
         self._set_plain_attention()
         layers = _linears(self.backbone)
-        same = [each.layer for each in self._packed] == layers
-        if not same or not all(each.is_current for each in self._packed):
+        stamps: list[object] = [_stamp(layer) for layer in layers]
+        if stamps != self._stamps:
             self._packed.clear()
-            self._packed = [PackedLinear(layer) for layer in layers] if _room_for(layers) else []
+            self._packed = [_packed(layer) for layer in layers] if _room_for(layers) else []
+            self._stamps = stamps
         for each in self._packed:
             each.layer.forward = each  # type: ignore[method-assign,assignment]
         self.packed(self._packed)
@@ -102,7 +105,7 @@ class Decoding(AbstractContextManager[None]):
         if self._was_fused:
             self.backbone.set_attention("sdpa")
 
-    def packed(self, layers: Sequence[PackedLinear]) -> None:
+    def packed(self, layers: Sequence[Packed]) -> None:
         """Told which layers are packed from now on; a family may have a step made of them."""
 
     def _set_plain_attention(self) -> None:
@@ -121,6 +124,10 @@ def _linears(backbone: Backbone) -> list[nn.Linear]:
     """Those that can be packed."""
     modules: list[Any] = [*backbone.blocks.modules(), backbone.output_table]
     return [module for module in dict.fromkeys(modules) if _is_packable(module)]
+
+
+def _packed(layer: nn.Linear) -> Packed:
+    return NativeLinear(layer) if native.serves(layer.weight.data) else PackedLinear(layer)
 
 
 def _is_packable(module: nn.Module) -> bool:
@@ -142,7 +149,7 @@ def _room_for(layers: Sequence[nn.Linear]) -> bool:
     return sum(layer.weight.nbytes for layer in layers) <= SHARE_OF_MEMORY * memory
 
 
-def _stamp(layer: nn.Linear) -> tuple[int, int]:
-    """Changes when the weight does."""
+def _stamp(layer: nn.Linear) -> tuple[nn.Linear, int, int]:
+    """Changes when the layer or its weight does."""
     weight = layer.weight
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    return layer, weight.data_ptr(), 0 if weight.is_inference() else weight._version

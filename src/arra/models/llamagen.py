@@ -21,10 +21,10 @@ from arra.config import ModelConfig
 from arra.foreign import Foreign
 from arra.layout import Layout
 from arra.models.base import Backbone, Grid
-from arra.models.decoding import Decoding, PackedLinear
+from arra.models.decoding import Decoding, Packed
 from arra.models.folders import empty_as, open_as
 from arra.models.llamagen_convert import from_original, recognise
-from arra.models.llamagen_decode import DecodeStep, decode_step
+from arra.models.llamagen_decode import DecodeStep, NativeStep, decode_step
 from arra.models.llamagen_layers import LlamaGenConfig
 from arra.models.llamagen_model import LlamaGenForImageGeneration
 from arra.models.quantized import SmallLinear
@@ -117,7 +117,7 @@ class LlamaGen(Backbone):
     def __init__(self, model: LlamaGenForImageGeneration, layout: Layout) -> None:
         self.model, self.text_tokenizer, self.layout = model, None, layout
         self.head = model.output
-        self._decode_step: DecodeStep | None = None
+        self._decode_step: NativeStep | DecodeStep | None = None
         config = model.config
         self._by_class = config.condition == "class"
         self.sampling = CLASS_SAMPLING if self._by_class else TEXT_SAMPLING
@@ -270,8 +270,8 @@ class _LlamaGenDecoding(Decoding):
 
     backbone: LlamaGen
 
-    def packed(self, layers: Sequence[PackedLinear]) -> None:
-        by_layer: dict[nn.Module, PackedLinear | SmallLinear]
+    def packed(self, layers: Sequence[Packed]) -> None:
+        by_layer: dict[nn.Module, Packed | SmallLinear]
         by_layer = {each.layer: each for each in layers}
         if layers:  # the head, where the blocks are smaller
             small = [m for m in self.backbone.blocks.modules() if isinstance(m, SmallLinear)]

@@ -1,44 +1,105 @@
-"""LlamaGen's decode step on a CPU, of packed products and as few calls as there can be.
+"""LlamaGen's decode step on a CPU, in one call of C++ or in as few of PyTorch's as there can be.
 
-With two rows a step is done in 8 ms of products; in the layers as they are written for training
-(llamagen_layers.py) PyTorch's calls and copies take as long again. What they compute is meant here
-too: a test compares both.
+With two rows a step is done in 8 ms of oneDNN's products; in the layers as they are written for
+training (llamagen_layers.py) PyTorch's calls and copies take as long again. What they compute is
+meant here too: tests compare them.
 
 Legend: R rows, T tokens, N = R x T (rows of zeros up to `LEAST_ROWS`), C columns, D model width,
 H heads, J heads of keys, w a head's width, P = w / 2 pairs, A = R x J.
 """
 
+from collections.abc import Mapping
+from ctypes import c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arra.models.decoding import PackedLinear, at_least
+from arra.models.decoding import Packed, PackedLinear, at_least
 from arra.models.llamagen_layers import Block
 from arra.models.llamagen_model import LlamaGenForImageGeneration, rotations
+from arra.models.native import Layer, Model, NativeLinear, Pass, library
 from arra.models.quantized import SmallLinear
 from arra.models.row_cache import RowCache
 
 
-class DecodeStep:
-    """Goes on with all rows of a cache.
+class NativeStep:
+    """Goes on with all rows of a cache, in C++ and bfloat16.
 
     Args:
         packed: by layer; all linear layers of the blocks are there.
     """
 
     def __init__(
-        self, model: LlamaGenForImageGeneration, packed: dict[nn.Module, PackedLinear | SmallLinear]
+        self, model: LlamaGenForImageGeneration, packed: Mapping[nn.Module, NativeLinear]
+    ) -> None:
+        self.model, self.packed = model, packed
+        config, blocks = model.config, [_block(each) for each in model.layers]
+        cos_CP, sin_CP = (table[0, 0] for table in _turns(model))
+        self._turns_CP2 = torch.stack([cos_CP, sin_CP], dim=-1)
+        layers = [
+            Layer(
+                block.attention_norm.weight.data_ptr(),
+                block.ffn_norm.weight.data_ptr(),
+                *(packed[linear].matrix for linear in _linears(block)),
+            )
+            for block in blocks
+        ]
+        self._model = Model(
+            (Layer * len(layers))(*layers),
+            model.norm.weight.data_ptr(),
+            self._turns_CP2.data_ptr(),
+            len(layers),
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads or config.num_attention_heads,
+            config.hidden_size // config.num_attention_heads,
+            config.rms_norm_eps,
+        )
+
+    def __call__(self, ids_RT: Tensor, positions_RT: Tensor, cache: RowCache) -> Tensor:
+        """Final hidden states (R, T, D) of codes at these positions."""
+        x_RTD = self.model.tok_embeddings(ids_RT)  # replaced by what is made of it
+        positions_RT, hidden_RC = positions_RT.contiguous(), cache.hidden_RC
+        layers: list[Any] = cache.layers
+        tables = c_void_p * len(layers)
+        loaded = library()
+        assert loaded is not None
+        loaded.step(
+            self._model,
+            Pass(
+                x_RTD.data_ptr(),
+                positions_RT.data_ptr(),
+                None if hidden_RC is None else hidden_RC.data_ptr(),
+                tables(*(kept.keys.data_ptr() for kept in layers)),
+                tables(*(kept.values.data_ptr() for kept in layers)),
+                *positions_RT.shape,
+                cache.columns,
+                torch.get_num_threads(),
+            ),
+        )
+        return x_RTD
+
+
+class DecodeStep:
+    """Goes on with all rows of a cache, by PyTorch.
+
+    Args:
+        packed: by layer; all linear layers of the blocks are there.
+    """
+
+    def __init__(
+        self,
+        model: LlamaGenForImageGeneration,
+        packed: Mapping[nn.Module, PackedLinear | SmallLinear],
     ) -> None:
         self.model, self.packed = model, packed
         config = model.config
         self.heads = config.num_attention_heads
         self.key_heads = config.num_key_value_heads or self.heads
         self.width = config.hidden_size // self.heads
-        places_1C = torch.arange(config.prefix() + config.grid_height * config.grid_width)[None]
-        cos, sin = rotations(config, places_1C, model.dtype)
-        self._turns_CP = torch.complex(cos, sin)[0, 0]
+        self._turns_CP = torch.complex(*_turns(model))[0, 0]
 
     def __call__(self, ids_RT: Tensor, positions_RT: Tensor, cache: RowCache) -> Tensor:
         """Final hidden states (R, T, D) of codes at these positions."""
@@ -105,14 +166,30 @@ def _norm(norm: Any, x_ND: Tensor) -> Tensor:
 
 
 def decode_step(
-    model: LlamaGenForImageGeneration, packed: dict[nn.Module, PackedLinear | SmallLinear]
-) -> DecodeStep | None:
+    model: LlamaGenForImageGeneration, packed: Mapping[nn.Module, Packed | SmallLinear]
+) -> NativeStep | DecodeStep | None:
     """None where a layer is not packed: the model's own `forward` then takes the step."""
-    linears = [m for block in model.layers for m in _linears(block)]
-    return DecodeStep(model, packed) if all(m in packed for m in linears) else None
+    linears = [linear for block in model.layers for linear in _linears(_block(block))]
+    native = {m: each for m in linears if isinstance(each := packed.get(m), NativeLinear)}
+    if len(native) == len(linears):
+        return NativeStep(model, native)
+    others = {m: each for m, each in packed.items() if not isinstance(each, NativeLinear)}
+    return DecodeStep(model, others) if all(m in others for m in linears) else None
 
 
-def _linears(block: Any) -> list[nn.Module]:
-    assert isinstance(block, Block)
+def _block(module: nn.Module) -> Block:
+    assert isinstance(module, Block)
+    return module
+
+
+def _linears(block: Block) -> list[nn.Module]:
+    """In the order of native.py's `Layer`."""
     attention, mlp = block.attention, block.feed_forward
-    return [attention.wqkv, attention.wo, mlp.w1, mlp.w2, mlp.w3]
+    return [attention.wqkv, attention.wo, mlp.w1, mlp.w3, mlp.w2]
+
+
+def _turns(model: LlamaGenForImageGeneration) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1, 1, C, P) of all positions that a picture takes."""
+    config = model.config
+    places_1C = torch.arange(config.prefix() + config.grid_height * config.grid_width)[None]
+    return rotations(config, places_1C, model.dtype)

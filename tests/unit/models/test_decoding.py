@@ -5,43 +5,12 @@ Legend: R rows, T tokens, D model width, E outputs.
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny_steps import CODES, COLUMNS, begun, far, tiny
+from torch import nn
 
-from arra.layout import Layout
 from arra.models.decoding import PackedLinear
-from arra.models.llamagen import LlamaGen
-from arra.models.llamagen_layers import LlamaGenConfig
-from arra.models.llamagen_model import LlamaGenForImageGeneration
-from arra.models.row_cache import RowCache
 
-CODES, SIDE, COLUMNS = 50, 4, 17
 TYPES = [torch.float32, torch.bfloat16]
-
-
-def tiny(dtype: torch.dtype, key_heads: int = 4) -> LlamaGen:
-    torch.manual_seed(0)
-    config = LlamaGenConfig(
-        vocab_size=CODES,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=key_heads,
-        grid_height=SIDE,
-        grid_width=SIDE,
-        num_classes=3,
-    )
-    model = LlamaGenForImageGeneration(config).eval().to(dtype)
-    nn.init.normal_(model.output.weight)
-    return LlamaGen(model, Layout("grid", tuple(range(CODES)), pad=0))
-
-
-def begun(backbone: LlamaGen, rows: int) -> RowCache:
-    """Rows with 8 tokens each, the same in row b of every cache."""
-    cache = backbone.new_cache(rows, COLUMNS)
-    ids = torch.randint(0, CODES, (rows, 8), generator=torch.Generator().manual_seed(1))
-    ids[:, 0] = CODES
-    backbone.prefill(ids, cache, torch.arange(rows))
-    return cache
 
 
 @pytest.mark.parametrize("key_heads", [4, 2])
@@ -79,10 +48,6 @@ def test_a_row_does_not_depend_on_the_others_nor_on_its_number(
             hidden_RTD = backbone.step(ids, positions, cache)
             seen.append((hidden_RTD[number], backbone.head(hidden_RTD[:, 0])[number]))
     assert all(torch.equal(a, b) for each in seen for a, b in zip(each, seen[0], strict=True))
-
-
-def far(made: Tensor, expected: Tensor) -> float:
-    return float((made.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
 @pytest.mark.parametrize("dtype", TYPES)

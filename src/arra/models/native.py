@@ -1,0 +1,148 @@
+"""Products and steps in C++ (native.cpp), for bfloat16 on a CPU that multiplies it (AVX-512 BF16).
+
+The source is compiled when it is first needed, by the compiler that `torch.compile` needs too, and
+kept in the user's cache. Where there is none, a warning says so, and oneDNN makes the products:
+painting is then slower and rounds differently, and is the same otherwise.
+
+Legend: N rows, D inputs, E outputs, G groups of outputs.
+"""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+import warnings
+from ctypes import POINTER, c_double, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SOURCE = Path(__file__).with_name("native.cpp")
+INSTRUCTIONS = ("f", "bw", "vl", "bf16")
+"""Parts of AVX-512; a processor that has the last has them all."""
+FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", *(f"-mavx512{part}" for part in INSTRUCTIONS))
+GROUP = 32
+"""Outputs that are packed together."""
+
+
+# ---- structures of native.cpp --------------------------------------------------------------------
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (
+        ("words", c_void_p),
+        ("bias", c_void_p),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+    )
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+        *((name, Matrix) for name in ("qkv", "out", "gate", "up", "down")),
+    )
+
+
+class Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("norm", c_void_p),
+        ("turns", c_void_p),
+        *((name, c_int64) for name in ("depth", "width", "heads", "key_heads", "head_width")),
+        ("epsilon", c_double),
+    )
+
+
+class Pass(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "columns", "hidden")),
+        *((name, POINTER(c_void_p)) for name in ("keys", "values")),
+        *((name, c_int64) for name in ("rows", "tokens", "capacity", "threads")),
+    )
+
+
+# ---- the library ---------------------------------------------------------------------------------
+
+
+def serves(weight: Tensor) -> bool:
+    """Whether products with this weight (E, D) are made here."""
+    plain = type(weight) is Tensor and weight.device.type == "cpu" and weight.shape[1] % 2 == 0
+    return plain and weight.dtype == torch.bfloat16 and library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled source; None: not for this processor, or it cannot be compiled."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        warnings.warn(
+            f"painting in bfloat16 on this CPU could be two to three times as fast with a C++ "
+            f"compiler that knows it (g++ 11 or newer; CXX names another): {said.strip()[:300]}",
+            stacklevel=2,
+        )
+        return None
+    loaded.product.argtypes = (POINTER(Matrix), c_void_p, c_void_p, c_int64, c_int64)
+    loaded.step.argtypes = (POINTER(Model), POINTER(Pass))
+    loaded.product.restype = loaded.step.restype = None
+    return loaded
+
+
+def _compiled() -> Path:
+    """The shared library, from the user's cache if this source was compiled before."""
+    compiler = os.environ.get("CXX", "c++")
+    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS))
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arra"
+    library = root / f"native-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if not library.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as folder:  # others may compile it now, too
+            unlinked, linked = Path(folder, "native.o"), Path(folder, "native.so")
+            # Linked without OpenMP: its calls then go to the threads that PyTorch has, which are
+            # awake. A second pool of threads would fight with them for the cores.
+            for command in (
+                (compiler, *FLAGS, "-c", str(SOURCE), "-o", str(unlinked)),
+                (compiler, "-shared", str(unlinked), "-o", str(linked)),
+            ):
+                subprocess.run(command, check=True, capture_output=True, text=True)
+            linked.replace(library)
+    return library
+
+
+# ---- a product -----------------------------------------------------------------------------------
+
+
+class NativeLinear:
+    """A linear layer's product with its weight in the order of native.cpp, as the weight is now."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+        weight_ED = layer.weight.detach()
+        outputs, inputs = weight_ED.shape
+        words_EW = weight_ED.contiguous().view(torch.int32)  # two inputs each
+        padded_EW = F.pad(words_EW, (0, 0, 0, -outputs % GROUP))
+        self._words_GWE = padded_EW.unflatten(0, (-1, GROUP)).transpose(1, 2).contiguous()
+        self._bias_E = None if layer.bias is None else layer.bias.detach().contiguous()
+        bias = None if self._bias_E is None else self._bias_E.data_ptr()
+        self.matrix = Matrix(self._words_GWE.data_ptr(), bias, inputs, outputs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The layer's `forward`: (..., D) to (..., E)."""
+        if torch.compiler.is_compiling():
+            return F.linear(x, self.layer.weight, self.layer.bias)
+        assert x.dtype == torch.bfloat16
+        x = x.contiguous()
+        made = x.new_empty(*x.shape[:-1], self.matrix.outputs)
+        loaded, rows = library(), x.numel() // x.shape[-1]
+        assert loaded is not None
+        loaded.product(self.matrix, x.data_ptr(), made.data_ptr(), rows, torch.get_num_threads())
+        return made
