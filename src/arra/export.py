@@ -17,6 +17,7 @@ from arra.models.folders import open_text_tokenizer, without_progress_bar
 from arra.models.loading import PIPELINE, load_checkpoint, weights_of
 from arra.models.run_folder import latest_checkpoint, read_part, read_state
 from arra.models.served import save_for_servers
+from arra.teachers import recorded
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def export(config: ExportConfig) -> Path:
             "step": read_state(checkpoint)["step"],
             "weights": config.weights,
             "alignment": written["align"],
+            "teachers": recorded(run),
             **({} if adapted is None else {"adapter": written["lora"]}),
         }
         pipeline["image_tokenizer"]["spec"] = "image_tokenizer"

@@ -1,7 +1,9 @@
 """Which frozen encoders a painter was aligned to, and whether one of them is about to judge it.
 
 A painter that was pulled towards an encoder pleases that encoder: measured by it, alignment looks
-better than it is. Runs and exports say what their teachers were.
+better than it is. Runs, exports and painted folders say what their teachers were.
+
+An encoder is told by its fingerprint: the same weights saved in another format are another one.
 """
 
 from collections.abc import Mapping
@@ -9,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arra.encoders import POOLINGS, load_encoder
 from arra.files import place, read_json
 from arra.resolve import resolve_folder
 
@@ -38,7 +39,7 @@ class Painter:
     """What a painter says of its training.
 
     Attributes:
-        aligned: whether it was aligned at all.
+        aligned: whether it, or what it was trained from, was aligned at all.
         teachers: to what; empty with `aligned`: it does not say.
     """
 
@@ -47,38 +48,61 @@ class Painter:
 
 
 def painter_of(model: str) -> Painter | None:
-    """What a run, an export or a bundled model says; None where it says nothing of that kind."""
-    if not model.startswith("builtin:") and not Path(model).expanduser().is_dir():
+    """What a run, an export or a bundled model says; None where it says nothing of that kind.
+
+    `model` was opened before: a hub id's files are here.
+    """
+    path = Path(model).expanduser()
+    if path.exists() and not path.is_dir():
         return None
-    folder = resolve_folder(model, "model")
+    folder = resolve_folder(model, "model", weights=False)
     if (folder / RUN_CARD).is_file():
-        teachers = teachers_of_run(folder)
-        return Painter(bool(teachers), teachers)
+        return _of_run(folder)
     if not (folder / PIPELINE).is_file():
         return None
     origin = read_json(folder / PIPELINE).get("origin") or {}
     aligned = float((origin.get("alignment") or {}).get("weight", 0)) > 0
     teachers = tuple(Teacher(**each) for each in origin.get("teachers", []))
-    return Painter(aligned, teachers)
+    return Painter(aligned or bool(teachers), teachers)
 
 
-def teachers_of_run(run: Path) -> tuple[Teacher, ...]:
-    """Those that a run's loss pulled towards; none of a baseline's."""
+def painter_in(settings: Mapping[str, Any]) -> Painter | None:
+    """The same from the settings.json of a folder that `arra generate` painted."""
+    said = settings.get("painter")
+    if said is None:
+        return None
+    return Painter(said["aligned"], tuple(Teacher(**each) for each in said["teachers"]))
+
+
+def told_by(painter: Painter | None) -> dict[str, Any] | None:
+    """What painter_in reads."""
+    return None if painter is None else asdict(painter)
+
+
+def _of_run(run: Path) -> Painter:
+    """A run's loss pulls towards the chosen targets; a baseline's towards none. What it began with
+    may have been aligned before."""
     config = read_json(run / "config.json")
+    base = config["model_path"] or ""
+    here = base.startswith("builtin:") or (base and place(base).is_dir())
+    before = painter_of(base) if here else None
+    teachers = () if before is None else before.teachers
+    aligned = before is not None and before.aligned
     if not config["align"]["weight"]:
-        return ()
+        return Painter(aligned, teachers)
     chosen = config["align"]["targets"]
     known = _poolings(config, run)
-    return tuple(
+    own = tuple(
         Teacher(name, fingerprint, *known.get(fingerprint, ()))
         for name, fingerprint in read_json(run / RUN_CARD)["hashes"]["encoders"].items()
         if not chosen or name in chosen
     )
+    return Painter(True, tuple(dict.fromkeys((*teachers, *own))))
 
 
 def recorded(run: Path) -> list[dict[str, str]]:
-    """The same for pipeline.json of an export."""
-    return [asdict(teacher) for teacher in teachers_of_run(run)]
+    """A run's teachers, for the pipeline.json of its export."""
+    return [asdict(teacher) for teacher in _of_run(run).teachers]
 
 
 def same_encoder(judge: Mapping[str, Any], painter: Painter | None) -> str | None:
@@ -107,8 +131,11 @@ def same_encoder(judge: Mapping[str, Any], painter: Painter | None) -> str | Non
 
 def _fingerprints(judge: Mapping[str, Any], teacher: Teacher) -> set[str]:
     """The judge's, as it is and as it would be pooled like the teacher."""
+    from arra.encoders import POOLINGS, load_encoder
+
     found = {str(judge["fingerprint"])}
-    if teacher.fingerprint in found or judge["pooling"] == "own":
+    alike = (judge["pooling"], judge["dtype"]) == (teacher.pooling, teacher.dtype)
+    if teacher.fingerprint in found or alike or judge["pooling"] == "own":
         return found
     for pooling in [teacher.pooling] if teacher.pooling else POOLINGS:
         try:

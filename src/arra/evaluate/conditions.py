@@ -11,7 +11,7 @@ ESTIMATORS = ("subsets", "subset_size", "splits", "window")
 """Details of a measure that say how it was computed."""
 NOT_SAMPLING = (
     *("model", "weights", "slots", "compile", "window", "adaptive_window", "ran_on"),
-    *("prompts", "wording", "text_encoder"),
+    *("painter", "prompts", "wording", "text_encoder"),
 )
 """Settings of `arra generate` that are the model's own, or that change no distribution."""
 

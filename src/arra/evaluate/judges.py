@@ -1,10 +1,13 @@
 """Who looks at each generated picture, by what `arra evaluate` is asked to measure."""
 
+from typing import Any
+
 from arra.device import pick_device
 from arra.evaluate.image_set import ImageSet
 from arra.evaluate.passes import Judge, ScenePass
 from arra.evaluate.settings import EvaluateConfig
 from arra.evaluate.text_image import ClipJudge, ClipPass
+from arra.teachers import painter_in, same_encoder
 
 READING = ("scenes", "clip_score")
 """Metrics that compare a picture with its prompt."""
@@ -29,3 +32,11 @@ def open_judges(config: EvaluateConfig, generated: ImageSet) -> list[Judge]:
     if len({each.judge.name for each in clips}) < len(clips):
         raise ValueError("two of --clip have one name: scores are named after them")
     return [*judges, *clips]
+
+
+def circular(report: dict[str, Any]) -> list[str]:
+    """A warning for each network of a report that the painter of its images was aligned to."""
+    painter = painter_in(report["generated"].get("painted") or {})
+    used = [*report["extractors"].values(), *report["judges"].values()]
+    found = (same_encoder(described, painter) for described in used)
+    return list(dict.fromkeys(warning for warning in found if warning is not None))

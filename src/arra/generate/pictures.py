@@ -19,12 +19,13 @@ from arra.generate.pipeline import Pipeline
 from arra.generate.settings import GenerateConfig, Sampling, Speculation
 from arra.models import Backbone
 from arra.models.quantized import plain_tensors
+from arra.teachers import painter_of, told_by
 
 SETTINGS, LISTING, SHEET = "settings.json", "images.jsonl", "grid.png"
 SHEET_LIMIT = 64
 """Pictures on the contact sheet: the first ones."""
 SHEET_COLUMNS = 8
-NOT_COMPARED = ("model", "ran_on")
+NOT_COMPARED = ("model", "painter", "ran_on")
 """Settings that may differ when a folder is gone on with: a model may move (its weights are
 compared) and so may the work."""
 
@@ -138,6 +139,7 @@ def settings_of(
     return {
         "model": config.model,
         "weights": weights_sha256(pipe.backbone),
+        "painter": told_by(painter_of(config.model)),
         "image_tokenizer": pipe.image_tokenizer.fingerprint,
         "grid": list(pipe.grid),
         "wording": pipe.backbone.layout.wording,
