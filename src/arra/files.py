@@ -236,17 +236,18 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: Path | str) -> Iterator[Path]:
+def atomic_dir(path: Path | str, *, replaces: bool = False) -> Iterator[Path]:
     """Yields a temporary folder; on success every file is synced and the folder renamed to `path`.
 
     Files get the permissions that the user's umask gives, also those of libraries that write for
-    the owner alone. Raises FileExistsError if `path` exists: a finished result is never replaced.
+    the owner alone. Raises FileExistsError if `path` exists: a finished result is never replaced,
+    unless the caller knows what is there and says `replaces`.
     """
     path = Path(path)  # a run's folder or a model's: on this machine
-    if path.exists():
+    if path.exists() and not replaces:
         raise FileExistsError(f"{path} already exists: choose another place or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _partial(path)
+    temporary, replaced = _partial(path), _partial(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -256,8 +257,11 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
                 with open(Path(root) / name, "rb") as handle:
                     os.fsync(handle.fileno())
             sync_folder(Path(root))
+        if replaces and path.exists():
+            os.rename(path, replaced)
         os.rename(temporary, path)
         sync_folder(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -7,7 +7,7 @@ LOWER = (
     *("scenes/fragments", "perplexity", "bits_per_byte"),
 )
 HIGHER = (
-    *("precision", "recall", "density", "coverage", "vendi", "inception_score"),
+    *("precision", "recall", "density", "coverage", "vendi", "is"),
     *("ms_ssim_paired", "scenes", "clip_score", "auroc"),
 )
 

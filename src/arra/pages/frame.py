@@ -15,11 +15,13 @@ STYLE = """
 :root { color-scheme: light dark;
   --paper: #fbfaf7; --card: #ffffff; --ink: #1d1c1a; --muted: #67635b; --rule: #e3dfd6;
   --plain: #c25400; --aligned: #0068a8; --third: #00805c;
+  --fourth: #a3437d; --fifth: #7a6a00; --sixth: #5a5a5a;
   --serif: Charter, "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, serif;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14161a; --card: #1b1e24; --ink: #eae7e1; --muted: #a09c93; --rule: #32363e;
-  --plain: #f39a55; --aligned: #62b8ee; --third: #45c79c; } }
+  --plain: #f39a55; --aligned: #62b8ee; --third: #45c79c;
+  --fourth: #e08fc0; --fifth: #d9c84a; --sixth: #b4b4b4; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -29,7 +31,7 @@ header, section > p, section > h2 + p { max-width: 43rem; }
 .eyebrow { font: 600 .75rem/1 var(--sans); letter-spacing: .09em; text-transform: uppercase;
   color: var(--muted); margin: 0 0 1rem; }
 h1 { font-size: clamp(1.8rem, 1.2rem + 2.6vw, 2.75rem); line-height: 1.14; font-weight: 600;
-  letter-spacing: -.012em; margin: 0 0 1.1rem; text-wrap: balance; }
+  letter-spacing: -.012em; margin: 0 0 1.1rem; text-wrap: balance; overflow-wrap: anywhere; }
 h2 { font-size: 1.4rem; line-height: 1.25; font-weight: 600; margin: 0 0 .5rem; }
 h3 { font: 600 .95rem/1.4 var(--sans); margin: 1.9rem 0 .5rem; }
 section { border-top: 1px solid var(--rule); margin-top: 2.8rem; padding-top: 1.8rem; }
@@ -64,6 +66,13 @@ img.small { image-rendering: pixelated; }
 .marks { display: block; font-size: .74rem; line-height: 1.35; color: var(--muted);
   margin-top: .25rem; }
 figcaption { font-size: .85rem; line-height: 1.4; margin-top: .35rem; }
+.shots { display: grid; gap: 1rem .8rem; margin: 0 0 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(7.4rem, 45%), 1fr)); }
+.shots figcaption { font-size: .76rem; overflow-wrap: anywhere; }
+.warnings { background: var(--card); border: 1px solid var(--plain); border-left-width: .35rem;
+  border-radius: .4rem; padding: .8rem 1rem; margin: 1.4rem 0 0; font-family: var(--sans);
+  font-size: .92rem; line-height: 1.5; } .warnings ul { margin: 0; padding-left: 1.1rem; }
+.warnings li { overflow-wrap: anywhere; }
 .more { margin-top: 1.5rem; } summary { cursor: pointer; font-size: .9rem; color: var(--muted);
   padding: .35rem 0; } details[open] summary { margin-bottom: .9rem; }
 .films { display: grid; gap: 1.8rem 2.2rem;
@@ -86,7 +95,9 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--paper); }
 thead th { font-weight: 600; color: var(--muted); border-bottom-color: var(--muted); }
 tbody th { font-weight: 400; } tr.group th { font-weight: 600; padding-top: 1.2rem; }
-td small { display: block; color: var(--muted); font-size: .78rem; font-weight: 400; }
+td small, th small { display: block; color: var(--muted); font-size: .78rem; font-weight: 400; }
+.prose th:first-child, .prose td:first-child { white-space: normal; min-width: 11rem;
+  overflow-wrap: anywhere; }
 td.better, td.worse { font-weight: 600; }
 dl.facts { display: grid; grid-template-columns: minmax(8rem, auto) 1fr; gap: .35rem 1.4rem;
   font-size: .88rem; line-height: 1.5; margin: 0 0 1.2rem; }
@@ -174,16 +185,17 @@ def row(cells: Iterable[object]) -> str:
     return f"<tr><th>{first}</th>{''.join(f'<td>{each}</td>' for each in others)}</tr>"
 
 
-def table(heads: Iterable[str], rows: Iterable[str], style: str = "") -> str:
+def table(heads: Iterable[str], rows: Iterable[str], style: str = "", kind: str = "") -> str:
     """A table that scrolls by itself where the page is narrow.
 
     Args:
         heads: HTML of the columns' names.
         rows: whole rows, from `row` or with marks of their own.
+        kind: class of the style sheet; "prose": the first column is text that may wrap.
     """
     top = "".join(f"<th>{head}</th>" for head in heads)
     attribute = f' style="{style}"' if style else ""
     return (
-        f'<div class="scroll"><table{attribute}><thead><tr>{top}</tr></thead>'
+        f'<div class="scroll{kind and " " + kind}"><table{attribute}><thead><tr>{top}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # Stand-ins: any colours that occur nowhere else.
 INK, MUTED, RULE = "#010203", "#040506", "#070809"
 PLAIN, ALIGNED, THIRD = "#0a0b0c", "#0d0e0f", "#101112"
+FOURTH, FIFTH, SIXTH = "#131415", "#161718", "#191a1b"
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -30,7 +31,13 @@ VARIABLES = {
     PLAIN: "--plain",
     ALIGNED: "--aligned",
     THIRD: "--third",
+    FOURTH: "--fourth",
+    FIFTH: "--fifth",
+    SIXTH: "--sixth",
 }
+COLOURS = (ALIGNED, PLAIN, THIRD, FOURTH, FIFTH, SIXTH)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Of things that are compared, in their order on a page."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: crisp, searchable, in the page's font
@@ -105,6 +112,111 @@ def curve(
         axes.grid(axis="x", visible=False)
         legend(axes)
         return to_svg(figure, f"{y_label} against images seen")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Points with intervals in both directions, joined where there are several.
+
+    Attributes:
+        x, y: values.
+        x_ends, y_ends: (low, high) of each point, or None; empty where there are none.
+        notes: what is written beside each point.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    marker: str = "o"
+    x_ends: Sequence[tuple[float, float] | None] = ()
+    y_ends: Sequence[tuple[float, float] | None] = ()
+    notes: Sequence[str] = ()
+
+
+def scatter(
+    traces: Sequence[Trace],
+    *,
+    x_label: str,
+    y_label: str,
+    x_share: bool = False,
+    y_share: bool = False,
+) -> str:
+    """Traces with whiskers, as SVG; an axis of a share is in percent."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(4.6, 3.4)
+        for trace in traces:
+            _trace(axes, trace)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        for axis, share in ((axes.xaxis, x_share), (axes.yaxis, y_share)):
+            axis.set_major_locator(MaxNLocator(5))
+            if share:
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.margins(0.08)
+        legend(axes)
+        return to_svg(figure, f"{y_label} against {x_label}")
+
+
+def _trace(axes: Axes, trace: Trace) -> None:
+    colour = trace.colour
+    axes.plot(
+        trace.x, trace.y, color=colour, marker=trace.marker, markersize=6, linewidth=1.6,
+        label=trace.label or None,
+    )  # fmt: skip
+    for y, ends in zip(trace.y, trace.x_ends, strict=False):
+        if ends is not None:
+            axes.plot(ends, (y, y), color=colour, linewidth=1.2, alpha=0.55)
+    for x, ends in zip(trace.x, trace.y_ends, strict=False):
+        if ends is not None:
+            axes.plot((x, x), ends, color=colour, linewidth=1.2, alpha=0.55)
+    for x, y, note in zip(trace.x, trace.y, trace.notes, strict=False):
+        axes.annotate(
+            note, (x, y), (6, 6), textcoords="offset points", color=MUTED, fontsize=9.5
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Share:
+    """A row of `shares`: a part of 1, with its interval where it has one."""
+
+    label: str
+    value: float
+    ends: tuple[float, float] | None = None
+
+
+def shares(rows: Sequence[Share], *, x_label: str) -> str:
+    """Shares with whiskers on one axis of percent, one below the other, as SVG."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(4.6, 0.8 + 0.34 * len(rows))
+        for number, row in enumerate(rows):
+            y = len(rows) - 1 - number
+            if row.ends is not None:
+                axes.plot(row.ends, (y, y), color=ALIGNED, linewidth=1.6)
+            axes.plot([row.value], [y], "o", color=ALIGNED, markersize=6.5)
+        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+        axes.tick_params(axis="y", colors=INK, length=0)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlim(-0.015, 1.015)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.set_xlabel(x_label)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        return to_svg(figure, x_label)
+
+
+def histogram(values: Sequence[float], *, x_label: str, y_label: str) -> str:
+    """How often values fall between edges, as SVG."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(4.6, 3.1)
+        axes.hist(values, bins=min(40, max(5, int(len(values) ** 0.5))), color=ALIGNED)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+        axes.grid(axis="x", visible=False)
+        return to_svg(figure, f"{y_label} by {x_label}")
 
 
 def blank(width: float, height: float) -> tuple[Figure, Axes]:

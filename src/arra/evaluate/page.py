@@ -1,0 +1,237 @@
+"""A report as one self-contained HTML page.
+
+Legend: N pictures.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from arra.evaluate.directions import better
+from arra.evaluate.facts import protocol, summary, title
+from arra.evaluate.gallery import Gallery
+from arra.evaluate.markdown import counted, number
+from arra.evaluate.meanings import meaning
+from arra.pages.frame import escape, facts, figure, row, section, table
+from arra.pages.plots import COLOURS, MARKERS, Share, Trace, histogram, scatter, shares
+from arra.pages.sheet import cell_html
+
+Report = Mapping[str, Any]
+CARDS = 4
+OPEN = 2
+"""Scores whose best and worst pictures are shown at once; the others unfold."""
+
+
+def page(
+    report: Report, scores: Mapping[str, np.ndarray], galleries: Sequence[Gallery]
+) -> tuple[str, list[str]]:
+    """The title, and the parts of the page's body."""
+    return title(report), [
+        _header(report),
+        warnings(report["warnings"]),
+        _cards(report),
+        _values(report),
+        _plots(report, scores),
+        _pictures(galleries),
+        _by_seed(report),
+        _protocol(report),
+    ]
+
+
+def warnings(texts: Sequence[str]) -> str:
+    """What a reader must know before the values."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<div class="warnings" role="note"><ul>{items}</ul></div>' if texts else ""
+
+
+def rounded(value: float | None) -> str:
+    """Four significant digits; the JSON and the Markdown have more."""
+    return "null" if value is None else f"{value:.4g}".replace("-", "−")
+
+
+def direction(key: str) -> str:
+    """`lower is better`, where it is known."""
+    side = better(key)
+    return f"{side} is better" if side else ""
+
+
+def _header(report: Report) -> str:
+    return (
+        f'<header><p class="eyebrow">arra evaluate</p><h1>{escape(title(report))}</h1>'
+        f'<p class="lead">{escape(summary(report))}</p></header>'
+    )
+
+
+def _cards(report: Report) -> str:
+    """The first values, a card each."""
+    found = [key for key, value in report["metrics"].items() if value is not None]
+    main = [key for key in found if "/" not in key.split("@")[0]]
+    first = list({key.split("@")[0]: key for key in reversed(main)}.values())[::-1]
+    cards = []
+    for key in first[:CARDS]:
+        interval = report["intervals"].get(key)
+        between = f"{rounded(interval['low'])} to {rounded(interval['high'])}; " if interval else ""
+        cards.append(
+            f'<div class="card"><h3>{escape(key)}</h3><dl><dt></dt>'
+            f"<dd>{escape(rounded(report['metrics'][key]))}</dd></dl>"
+            f"<p>{escape(between + direction(key))}</p></div>"
+        )
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _values(report: Report) -> str:
+    rows = []
+    for key, value in report["metrics"].items():
+        interval = report["intervals"].get(key)
+        between = "–"
+        if interval is not None:
+            between = f"{rounded(interval['low'])} to {rounded(interval['high'])}"
+        said = "".join(
+            f"<small>{escape(text)}</small>"
+            for text in (meaning(key).text, report["reasons"].get(key))
+            if text
+        )
+        method = "" if interval is None else f' title="{escape(interval["method"])}"'
+        rows.append(
+            f"<tr><th>{escape(key)}{said}</th>"
+            f'<td title="{escape(number(value))}">{escape(rounded(value))}</td>'
+            f"<td{method}>{escape(between)}</td>"
+            f"<td>{escape(counted(report['counts'].get(key)))}</td>"
+            f"<td>{escape(better(key) or '')}</td></tr>"
+        )
+    heads = ("measure", "value", "95 % interval", "n", "better")
+    methods = {
+        each["method"]: [k for k, v in report["intervals"].items() if v["method"] == each["method"]]
+        for each in report["intervals"].values()
+    }
+    notes = [f"{', '.join(keys)}: {method}" for method, keys in methods.items()]
+    how = f'<p class="note" style="margin-top:1rem">Intervals. {escape("; ".join(notes))}.</p>'
+    about = '<p class="note">n: real / generated pictures. Measures without a value say why.</p>'
+    return section("Values", about, table(heads, rows, kind="prose"), how if notes else "")
+
+
+# ---- plots ---------------------------------------------------------------------------------------
+
+
+def _plots(report: Report, scores: Mapping[str, np.ndarray]) -> str:
+    drawn = [*_shares(report), *_precision_recall(report), *_curves(report), *_spread(scores)]
+    figures = "".join(figure(svg, caption) for svg, caption in drawn)
+    return section("Plots", f'<div class="plots">{figures}</div>' if drawn else "")
+
+
+def _ends(report: Report, key: str) -> tuple[float, float] | None:
+    interval = report["intervals"].get(key)
+    return None if interval is None else (interval["low"], interval["high"])
+
+
+def _shares(report: Report) -> Iterator[tuple[str, str]]:
+    rows = [
+        Share(key, value, _ends(report, key))
+        for key, value in report["metrics"].items()
+        if value is not None and meaning(key).share
+    ]
+    if len(rows) > 1:
+        svg = shares(rows, x_label="share of the pictures, higher is better")
+        yield svg, "Everything that is a share of the pictures, with 95 % intervals."
+
+
+def _precision_recall(report: Report) -> Iterator[tuple[str, str]]:
+    values: Mapping[str, float | None] = report["metrics"]
+    traces: list[Trace] = []
+    for key in values:
+        measure, _, name = key.partition("@")
+        other = f"recall@{name}"
+        precision, recall = values[key], values.get(other)
+        if measure != "precision" or precision is None or recall is None:
+            continue
+        at = len(traces)
+        traces.append(
+            Trace(
+                name,
+                [recall],
+                [precision],
+                COLOURS[at % len(COLOURS)],
+                MARKERS[at % len(MARKERS)],
+                [_ends(report, other)],
+                [_ends(report, key)],
+            )
+        )
+    if traces:
+        svg = scatter(
+            traces,
+            x_label="recall, higher is better",
+            y_label="precision, higher is better",
+            x_share=True,
+            y_share=True,
+        )
+        yield svg, "Precision against recall, with 95 % intervals, a point for each extractor."
+
+
+def _curves(report: Report) -> Iterator[tuple[str, str]]:
+    """Fréchet distances against 1/N with the line that was read at 0, and other curves."""
+    for key, details in report["details"].items():
+        if "curve" not in details or report["metrics"].get(key) is None:
+            continue
+        x, y = (list(column) for column in zip(*details["curve"], strict=True))
+        end, value = max(x), report["metrics"][key]
+        line = Trace("line", [0.0, end], [value, value + details["slope"] * end], COLOURS[1], "")
+        svg = scatter(
+            [Trace("subsets", x, y, COLOURS[0]), line],
+            x_label="1 / generated pictures",
+            y_label="Fréchet distance, lower is better",
+        )
+        yield svg, f"{key}: the line through the distances of subsets, read at 0: {rounded(value)}."
+    for key, points in (report.get("curves") or {}).items():
+        trace = Trace("", [x for x, _ in points], [y for _, y in points], COLOURS[0])
+        y_label = ", ".join(filter(None, (key, direction(key))))
+        yield scatter([trace], x_label="", y_label=y_label), key
+
+
+def _spread(scores: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
+    for key, values_N in scores.items():
+        answered = values_N[~np.isnan(values_N)]
+        if len(np.unique(answered)) > 5:
+            svg = histogram(answered.tolist(), x_label=key, y_label="pictures")
+            yield svg, f"{key} of each picture."
+
+
+# ---- pictures, seeds, protocol -------------------------------------------------------------------
+
+
+def _pictures(galleries: Sequence[Gallery]) -> str:
+    parts = [_gallery(each) for each in galleries if not each.score]
+    keys = list(dict.fromkeys(each.score for each in galleries if each.score))
+    for number_, key in enumerate(keys):
+        inner = "".join(_gallery(each) for each in galleries if each.score == key)
+        opened = " open" if number_ < OPEN else ""
+        parts.append(
+            f'<details class="more"{opened}><summary>By {escape(key)}</summary>{inner}</details>'
+        )
+    return section("Pictures", *parts)
+
+
+def _gallery(shown: Gallery) -> str:
+    kind = "shots" if len(shown.cells[0].pictures) == 1 else "pairs"
+    cells = "".join(map(cell_html, shown.cells))
+    return (
+        f'<h3>{escape(shown.heading)}</h3><p class="note">{escape(shown.note)}</p>'
+        f'<div class="{kind}">{cells}</div>'
+    )
+
+
+def _by_seed(report: Report) -> str:
+    by_seed = report.get("by_seed") or {}
+    if not by_seed:
+        return ""
+    keys = list(dict.fromkeys(key for values in by_seed.values() for key in values))
+    rows = [
+        row((f"seed {seed}", *(rounded(values.get(key)) for key in keys)))
+        for seed, values in by_seed.items()
+    ]
+    return section("Seed by seed", table(["", *map(escape, keys)], rows))
+
+
+def _protocol(report: Report) -> str:
+    parts = [f"<h3>{escape(heading)}</h3>{facts(rows)}" for heading, rows in protocol(report)]
+    return section("Protocol", *parts)
