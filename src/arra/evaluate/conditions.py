@@ -52,6 +52,7 @@ def _conditions(report: Report) -> dict[str, Any]:
         "format of the report": report["format_version"],
         "reference (SHA-256 of its pixels)": real.get("sha256"),
         "reference images": real.get("n"),
+        "moments of the reference (SHA-256)": real.get("moments", {}).get("sha256"),
         "generated images": generated.get("n"),
         "prompts (SHA-256)": generated.get("prompts_sha256"),
         "text (SHA-256)": report.get("text", {}).get("sha256"),

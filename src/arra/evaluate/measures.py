@@ -3,14 +3,14 @@
 Legend: M generated images, D feature width.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from PIL.Image import Image
 
 from arra.data.images import square
 from arra.evaluate.cmmd import cmmd
-from arra.evaluate.collected import Collected
+from arra.evaluate.collected import Collected, Gaussian
 from arra.evaluate.distances import fd_infinity, frechet_distance, kernel_finding
 from arra.evaluate.features import FEATURES
 from arra.evaluate.finding import Finding
@@ -36,6 +36,8 @@ PAIRED_ROWS = 10_000
 smallest keys, a random sample."""
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 """As published: ADM's evaluator; Naeem et al. 2020."""
+FEW = "needs at least 2 images in each set"
+NO_IMAGES = "--real has moments of real images, not the images, which this compares"
 
 
 def rows_needed(metrics: Collection[str]) -> dict[str, int]:
@@ -57,33 +59,45 @@ def compared(
     generated: FeaturePass,
     metrics: Collection[str],
     *,
+    kept: Mapping[str, Gaussian],
     subsets: int,
     subset_size: int,
     seed: int,
 ) -> dict[str, Finding]:
-    """The measures of one extractor's streams, by key; `real` is None where none needs it.
+    """The measures of one extractor's streams, by key; null where there is no reference for one.
 
-    What is of a stream that this extractor lacks is left to those that have it.
+    `kept` has moments of the reference by stream, in the place of those of `real`. What is of a
+    stream that this extractor lacks is left to those that have it.
     """
     name = generated.extractor.name
     found: dict[str, Finding] = {}
     if CLASSIFIED in metrics and generated.classified is not None:
         found[f"{CLASSIFIED}@{name}"] = generated.classified.finding()
     if "sfid" in metrics and SPATIAL in generated.streams:
-        assert real is not None
-        found[f"sfid@{name}"] = _frechet(real.streams[SPATIAL], generated.streams[SPATIAL])
+        gaussian = _reference(SPATIAL, real, kept)
+        found[f"sfid@{name}"] = _frechet(gaussian, generated.streams[SPATIAL])
     if FEATURES not in generated.streams:
         return found
     judged = generated.streams[FEATURES]
     if "vendi" in metrics:
         found[f"vendi@{name}"] = vendi_score(judged.rows_ND[:PAIRED_ROWS])
-    if real is None:
-        return found
-    reference = real.streams[FEATURES]
+    if {"fd", "fd_infinity"} & set(metrics):
+        gaussian = _reference(FEATURES, real, kept)
     if "fd" in metrics:
-        found[f"fd@{name}"] = _frechet(reference, judged)
+        found[f"fd@{name}"] = _frechet(gaussian, judged)
     if "fd_infinity" in metrics:
-        found[f"fd_infinity@{name}"] = fd_infinity(reference.gaussian(), judged.rows_ND, seed=seed)
+        found[f"fd_infinity@{name}"] = (
+            fd_infinity(gaussian, judged.rows_ND, seed=seed)
+            if isinstance(gaussian, Gaussian)
+            else Finding(None, judged.count, reason=gaussian)
+        )
+    by_rows = {"kid", "cmmd", "prdc"} & set(metrics)
+    if real is None or not by_rows:
+        keys = [key for each in metrics if each in by_rows for key in keys_of(each)]
+        return found | {
+            f"{key}@{name}": Finding(None, judged.count, reason=NO_IMAGES) for key in keys
+        }
+    reference = real.streams[FEATURES]
     if "kid" in metrics:
         found[f"kid@{name}"] = kernel_finding(
             reference.rows_ND,
@@ -102,11 +116,29 @@ def compared(
     return found
 
 
-def _frechet(real: Collected, generated: Collected) -> Finding:
-    if min(real.count, generated.count) < 2:
-        return Finding(None, generated.count, reason="needs at least 2 images in each set")
-    rows_MD = generated.rows_ND[:PAIRED_ROWS]
-    return frechet_distance(real.gaussian(), generated.gaussian(), rows_MD)
+def keys_of(metric: str) -> tuple[str, ...]:
+    """What a metric's keys in a report begin with."""
+    return tuple(NEIGHBOURS) if metric == "prdc" else (metric,)
+
+
+def _reference(
+    stream: str, real: FeaturePass | None, kept: Mapping[str, Gaussian]
+) -> Gaussian | str:
+    """The reference's Gaussian of a stream, or why there is none."""
+    if stream in kept:
+        return kept[stream]
+    if real is None or stream not in real.streams:
+        return f"--real has no images, and no moments of this extractor's {stream}"
+    collected = real.streams[stream]
+    return collected.gaussian() if collected.count > 1 else FEW
+
+
+def _frechet(real: Gaussian | str, generated: Collected) -> Finding:
+    if generated.count < 2:
+        real = FEW
+    if isinstance(real, str):
+        return Finding(None, generated.count, reason=real)
+    return frechet_distance(real, generated.gaussian(), generated.rows_ND[:PAIRED_ROWS])
 
 
 def likeness(
@@ -116,10 +148,9 @@ def likeness(
     metrics: Collection[str],
     size: int,
     seed: int,
-) -> tuple[dict[str, Finding], dict[str, np.ndarray]]:
-    """The two uses of MS-SSIM, on squares of `size` pixels, and the scores (M,) of each picture."""
+) -> dict[str, Finding]:
+    """The two uses of MS-SSIM, on squares of `size` pixels."""
     found: dict[str, Finding] = {}
-    scores: dict[str, np.ndarray] = {}
 
     def reader(images: ImageSet) -> Read:
         def read(indices: Sequence[int]) -> list[Image]:
@@ -131,12 +162,12 @@ def likeness(
         found["ms_ssim_diversity"] = ms_ssim_diversity(
             keys_M, reader(generated), captions=generated.captions, seed=seed
         )
-    if "ms_ssim_paired" in metrics:
+    if "ms_ssim_paired" in metrics and real is None:
+        found["ms_ssim_paired"] = Finding(None, len(generated), reason=NO_IMAGES)
+    elif "ms_ssim_paired" in metrics:
         assert real is not None
         pairs_P2 = pair_up(real.names, real.captions, generated.names, generated.captions)
-        found["ms_ssim_paired"], values_P = ms_ssim_paired(
+        found["ms_ssim_paired"], _ = ms_ssim_paired(
             pairs_P2, reader(real), reader(generated), seed=seed
         )
-        scores["ms_ssim_paired"] = np.full(len(generated), np.nan)
-        scores["ms_ssim_paired"][pairs_P2[: len(values_P), 1]] = values_P
-    return found, scores
+    return found

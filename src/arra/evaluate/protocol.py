@@ -6,25 +6,27 @@ one network's weights and would be wrong for any other: it is `fd@inception`.
 Legend: N, M images of the two sets, D feature width.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from arra.config import ModelConfig
 from arra.data.images import CROP
 from arra.device import pick_device
 from arra.evaluate.finding import Finding
-from arra.evaluate.folder import Measured, check_out, write_evaluation
 from arra.evaluate.image_set import ImageSet, StoredSet
 from arra.evaluate.judges import circular, open_judges
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
+from arra.evaluate.moments import computed_from
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
 from arra.evaluate.reference import Reference, stored_set
 from arra.evaluate.report import begun, put
 from arra.evaluate.settings import EvaluateConfig
-from arra.files import sha256_of
+from arra.files import sha256_of, write_json
 from arra.generate.pictures import read_prompts
 from arra.generate.settings import GenerateConfig
 from arra.models import Backbone, load_model
@@ -32,13 +34,29 @@ from arra.models.loading import PIPELINE, load_for_training
 from arra.resolve import resolve_folder
 
 
+@dataclass
+class Measured:
+    """What an evaluation found, and what it looked at.
+
+    Attributes:
+        report: JSON-ready.
+        scores: of each generated picture, by index: {name: (N,)}, NaN where there is no answer.
+        real, generated: the sets, where images were judged.
+        size: pixels per side that both were cropped to.
+    """
+
+    report: dict[str, Any]
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    real: ImageSet | None = None
+    generated: ImageSet | None = None
+    size: int = 0
+
+
 def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict[str, Any]:
     """Runs the protocol and returns the report, JSON-ready; written to `config.out` if given.
 
     `reference` is what evaluations that differ only in what is judged may share.
     """
-    if config.out is not None:
-        check_out(config.out)
     measured = Measured(begun(config.seed))
     if config.judges_images:
         _measure_images(config, measured, reference or Reference(config))
@@ -54,7 +72,7 @@ def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict
             "model": config.model,
         }
     if config.out is not None:
-        write_evaluation(config.out, measured)
+        write_json(config.out, report)
     return report
 
 
@@ -77,13 +95,14 @@ def load_language_model(spec: str, device: str) -> Backbone:
 def _measure_images(config: EvaluateConfig, measured: Measured, reference: Reference) -> None:
     metrics, report = config.metric_names, measured.report
     real, extractors = reference.real, reference.extractors
-    if real is not None:
-        report["real"] = real.described()
+    if config.real is not None:
+        report["real"] = reference.described()
     generated = _generated(config, real)
     size = config.size or _common_side(generated)
     report["extractors"] = {each.name: each.described for each in extractors}
-    report["warnings"] += [text for each in extractors for text in each.doubts]
+    report["warnings"] += reference.doubts()
     report["preprocessing"] = {"size": size, "crop": CROP}
+    kept = [reference.kept(each, size) for each in extractors]
     features = [FeaturePass(each, reference.keep) for each in extractors]
     judges = open_judges(config, generated)
     report["judges"] = {key: value for judge in judges for key, value in judge.described.items()}
@@ -92,20 +111,25 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     report["warnings"] += circular(report)
     findings: dict[str, Finding] = {}
     if set(metrics) & {*DISTANCES, "vendi", CLASSIFIED}:
-        compares = real is not None and set(metrics) & set(DISTANCES)
+        compares = real is not None and (set(metrics) & set(DISTANCES) or config.save_moments)
         references = reference.features(size) if compares else [None] * len(features)
-        for of_real, found in zip(references, features, strict=True):
+        for of_real, found, moments in zip(references, features, kept, strict=True):
             findings |= compared(
                 of_real,
                 found,
                 metrics,
+                kept=moments,
                 subsets=config.kid_subsets,
                 subset_size=config.kid_subset_size,
                 seed=config.seed,
             )
-    alike, measured.scores = likeness(real, generated, keys_M, metrics, size, config.seed)
-    findings |= alike
-    put(report, findings, None if real is None else len(real))
+    findings |= likeness(real, generated, keys_M, metrics, size, config.seed)
+    of_moments = computed_from(kept, extractors)
+    put(report, {k: v for k, v in findings.items() if k in of_moments}, reference.kept_count)
+    rest = {k: v for k, v in findings.items() if k not in of_moments}
+    put(report, rest, None if real is None else len(real))
+    if config.save_moments is not None:
+        reference.save_moments(config.save_moments, size)
     for judge in judges:
         put(report, judge.findings(), None)
         measured.scores |= judge.scores()

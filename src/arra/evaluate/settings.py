@@ -22,7 +22,8 @@ class EvaluateConfig:
     """
 
     real: str | None = None
-    """Reference images: a folder, tar, Parquet file, .npz batch, hub id or builtin:scenes."""
+    """Reference images: a folder, tar, Parquet file, .npz batch, hub id or builtin:scenes. An .npz
+    may have moments (mu, sigma, mu_s, sigma_s, as ADM's): fd and sfid then compare with these."""
     generated: str | None = None
     """Images to judge, likewise; a folder that `arra generate` wrote brings its prompts along."""
     model: str | None = None
@@ -50,6 +51,9 @@ class EvaluateConfig:
     """Use only the first images of each set; default: all."""
     size: int | None = None
     """Pixels per side that both sets are cropped to; default: the generated images' own."""
+    save_moments: Path | None = None
+    """Keep the moments of --real's features in this .npz file, for --real of another run; ADM's
+    evaluator reads it too."""
     text_column: str = "text"
     """Column that holds the captions, where a set has such."""
     image_column: str = "image"
@@ -57,8 +61,7 @@ class EvaluateConfig:
     text: Path | None = None
     """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
     out: Path | None = None
-    """Where the report goes: a file *.json, or a folder with the report as JSON, Markdown and HTML
-    page, the scores of each picture, and sample grids."""
+    """Write the report to this JSON file."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """UTF-8 file of what --model paints: one prompt per line, or JSON lines (*.jsonl)."""
     num: int = 1
@@ -115,6 +118,8 @@ class EvaluateConfig:
         if compares and self.real is None:
             raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")
         self._check_inception()
+        if self.save_moments is not None and (self.real is None or len(self.extractor) != 1):
+            raise ValueError("--save-moments is of --real under one --extractor: give one of each")
         sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi")]
         if sees and not self.extractor:
             raise ValueError(

@@ -19,6 +19,7 @@ from arra.evaluate.image_set import digest_of, key_of
 from arra.evaluate.inception_score import StreamedInceptionScore
 from arra.evaluate.protocol import evaluate
 from arra.evaluate.settings import EvaluateConfig
+from arra.files import sha256_of
 
 SIDE, CELLS = 24, 4
 
@@ -151,6 +152,7 @@ def test_lost_classes_are_noticed_by_inception_score(stand_in, folder, tmp_path)
         ({"extractor": ("builtin:scenes-judge",)}, "sfid,is is of streams that only FID's"),
         ({"extractor": ("x",), "metrics": "fd", "resize": "clean"}, "of --extractor inception"),
         ({"extractor": ()}, "--extractor inception"),
+        ({"save_moments": "x.npz", "real": None, "metrics": "is"}, "--save-moments is of --real"),
     ],
 )
 def test_wrong_use_is_told_before_anything_is_loaded(folder, given, message):
@@ -170,6 +172,110 @@ def test_other_extractors_beside_it_have_fd_alone(stand_in, folder, monkeypatch)
     assert set(report["metrics"]) == {
         *("fd@other", "fd@inception", "sfid@inception", "is@inception"),
     }
+
+
+# ---- moments in the place of images --------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(stand_in, folder, tmp_path):
+    """A report, and the moments that it kept of its reference."""
+    path = tmp_path / "moments.npz"
+    return evaluate(asked(folder, metrics="fd,sfid,fd_infinity", save_moments=path)), path
+
+
+def test_moments_that_were_kept_give_the_same_distances(saved, folder):
+    first, path = saved
+    second = evaluate(asked(folder, real=str(path), metrics="fd,sfid,fd_infinity"))
+    assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-8)
+    assert first["metrics"]["fd_infinity@inception"] is not None
+    ends = [report["intervals"]["fd@inception"]["high"] for report in (first, second)]
+    assert ends[1] == pytest.approx(ends[0], rel=1e-6)
+    assert second["counts"] == first["counts"]
+    assert second["warnings"] == []
+    real = second["real"]
+    assert real["n"] == 120
+    assert real["sha256"] == real["moments"]["sha256"] == sha256_of(path)
+    assert real["moments"]["about"]["set"]["sha256"] == first["real"]["sha256"]
+
+
+def test_what_compares_pictures_is_null_with_moments_alone(saved, folder):
+    metrics = "fd,kid,cmmd,prdc,vendi,ms_ssim_paired"
+    report = evaluate(asked(folder, real=str(saved[1]), metrics=metrics))
+    null = {key for key, value in report["metrics"].items() if value is None}
+    assert null == {
+        *("kid@inception", "cmmd@inception", "ms_ssim_paired", "precision@inception"),
+        *("recall@inception", "density@inception", "coverage@inception"),
+    }
+    for key in null:
+        assert "not the images" in report["reasons"][key]
+
+
+def adm_reference(path, folder, **more):
+    """As published ones: pictures, and moments of a larger set than these."""
+    whole, _ = rows(folder / "real.npz")
+    arrays = {}
+    for end, stream in (("", "features"), ("_s", "spatial")):
+        arrays |= {
+            f"mu{end}": whole[stream].mean(0),
+            f"sigma{end}": np.cov(whole[stream], rowvar=False),
+        }
+    np.savez(path, **arrays, **more)
+    return str(path)
+
+
+def test_a_published_reference_has_moments_of_all_and_pictures_of_some(stand_in, folder, tmp_path):
+    some = np.load(folder / "real.npz")["arr_0"][:40]
+    real = adm_reference(tmp_path / "reference.npz", folder, arr_0=some)
+    found = evaluate(asked(folder, real=real, metrics="fd,sfid,prdc"))
+    whole = evaluate(asked(folder, metrics="fd,sfid"))["metrics"]
+    alone = asked(folder, real=str(tmp_path / "some.npz"), metrics="prdc")
+    np.savez(tmp_path / "some.npz", arr_0=some)
+    wanted = whole | evaluate(alone)["metrics"]
+    assert found["metrics"] == pytest.approx(wanted, rel=1e-5)
+    assert found["counts"]["fd@inception"] == [None, 150]  # such a file does not say
+    assert found["counts"]["precision@inception"] == [40, 150]
+    assert found["real"]["n"] == 40
+    assert found["real"]["moments"]["streams"] == ["features", "spatial"]
+    assert found["warnings"] == []
+
+
+def test_doubts_about_others_moments_are_told(stand_in, folder, tmp_path):
+    real = adm_reference(tmp_path / "reference.npz", folder)
+    report = evaluate(asked(folder, real=real, metrics="fd", resize="clean"))
+    assert "does not say with which resize filter" in report["warnings"][0]
+
+
+def test_moments_without_the_spatial_ones_have_no_sfid(stand_in, folder, tmp_path):
+    whole, _ = rows(folder / "real.npz")
+    mean, covariance = whole["features"].mean(0), np.cov(whole["features"], rowvar=False)
+    np.savez(tmp_path / "clean-fid.npz", mu=mean, sigma=covariance)
+    report = evaluate(asked(folder, real=str(tmp_path / "clean-fid.npz"), metrics="fd,sfid"))
+    assert report["metrics"]["fd@inception"] > 0
+    assert report["metrics"]["sfid@inception"] is None
+    assert "no moments of this extractor's spatial" in report["reasons"]["sfid@inception"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"resize": "clean"}, "made with another resize"),
+        ({"size": 12}, "made with another size"),
+        ({"save_moments": "x.npz"}, "holds moments already"),
+    ],
+)
+def test_moments_made_otherwise_are_refused(saved, folder, given, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(asked(folder, real=str(saved[1]), metrics="fd", **given))
+
+
+def test_moments_of_another_network_are_refused(stand_in, folder, tmp_path):
+    np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"features of 3 dimensions, inception has 6"):
+        evaluate(asked(folder, real=str(tmp_path / "other.npz"), metrics="fd"))
+
+
+# ---- the network ---------------------------------------------------------------------------------
 
 
 def by_the_network(folder, metrics, step=1, batch=64):
