@@ -17,6 +17,7 @@ from arra.generate.engine import Engine
 from arra.generate.request import Painted, Request, Steps
 from arra.generate.settings import Sampling
 from arra.models.base import Backbone
+from arra.models.folders import cast_weights
 from arra.models.loading import load_for_training
 
 CODES, WIDTH, SLOTS = 16, 8, 6
@@ -27,8 +28,9 @@ GRIDS = {"captions": [(2, 4), (3, 3), (4, 2), (8, 7)], "classes": [(4, 4)], "fea
 
 
 @cache
-def painter(family: str) -> Backbone:
-    """In float32, where rounding depends on shapes, with logits in which every bit matters."""
+def painter(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    """With logits in which every bit matters. In float32 rounding depends on shapes; in bfloat16 a
+    CPU may have products of our own."""
     torch.manual_seed(0)
     sizes = {"layers": 2, "hidden_size": 64, "heads": 4, "mlp_size": 96}
     words = family == "captions"
@@ -45,6 +47,7 @@ def painter(family: str) -> Backbone:
     )
     with torch.no_grad():
         backbone.output_table.weight.normal_(0, 0.5)
+    cast_weights(backbone.model, dtype)
     backbone.model.eval()
     return backbone
 
@@ -71,9 +74,14 @@ def any_request(family: str, chance: random.Random) -> Request:
     return Request(prefix, chance.randrange(2**63), grid, sampling, text_nF, streamed)
 
 
-def soak(family: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def soak(
+    family: str,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     chance = random.Random(family)
-    engine = Engine(painter(family), SLOTS)
+    engine = Engine(painter(family, dtype), SLOTS)
     requests: dict[int, Request] = {}
     painted: dict[int, Tensor] = {}
     cancelled: set[int] = set()
@@ -106,17 +114,20 @@ def soak(family: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < len(cancelled) < count / 2
     for ticket, codes_hw in painted.items():
         with recorded(monkeypatch) as alone:
-            alone_hw = Engine(painter(family), SLOTS).paint([requests[ticket]])[0]
+            alone_hw = Engine(painter(family, dtype), SLOTS).paint([requests[ticket]])[0]
         assert torch.equal(codes_hw, alone_hw), (ticket, requests[ticket])
         assert torch.equal(torch.stack(logits_of[ticket]), torch.stack(alone[0])), ticket
     assert len({tuple(codes_hw.flatten().tolist()) for codes_hw in painted.values()}) > count / 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, torch.float32) for family in FAMILIES), ("features", torch.bfloat16)],
+)
 def test_each_picture_is_the_one_painted_alone(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    soak(family, 40, monkeypatch)
+    soak(family, 40, monkeypatch, dtype)
 
 
 @pytest.mark.long

@@ -39,6 +39,7 @@ from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import read_json
 from arra.generate.pipeline import Pipeline
 from arra.generate.settings import DEFAULT_WINDOW, Sampling, Speculation
+from arra.models import native
 from arra.models.base import Backbone, Grid
 from arra.models.loading import PIPELINE, load_model, model_place
 from arra.train.throughput import peak_resident
@@ -346,6 +347,7 @@ def _surroundings(
         "device": torch.cuda.get_device_name(device) if is_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "native": native.serves(backbone.output_table.weight),  # type: ignore[arg-type]
         "machine": platform.machine(),
         "torch": torch.__version__,
     }

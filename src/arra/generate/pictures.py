@@ -17,7 +17,7 @@ from arra.files import atomic_write, read_json, write_json
 from arra.generate.captions import EncodedPrompts
 from arra.generate.pipeline import Pipeline
 from arra.generate.settings import GenerateConfig, Sampling, Speculation
-from arra.models import Backbone
+from arra.models import Backbone, native
 from arra.models.quantized import plain_tensors
 from arra.teachers import painter_of, told_by
 
@@ -159,6 +159,7 @@ def settings_of(
             "dtype": str(pipe.backbone.model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "native": native.serves(pipe.backbone.output_table.weight),  # type: ignore[arg-type]
         },
     }
 

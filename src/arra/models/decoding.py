@@ -127,7 +127,7 @@ def _linears(backbone: Backbone) -> list[nn.Linear]:
 
 
 def _packed(layer: nn.Linear) -> Packed:
-    return NativeLinear(layer) if native.serves(layer.weight.data) else PackedLinear(layer)
+    return NativeLinear(layer) if native.serves(layer.weight) else PackedLinear(layer)
 
 
 def _is_packable(module: nn.Module) -> bool:

@@ -1,15 +1,15 @@
-// LlamaGen's decode step on a CPU, at memory's speed: one call for all layers, in bfloat16.
+// Decode steps on a CPU at memory's speed: a product, and LlamaGen's step in one call, in bfloat16.
 //
 // A step of a few rows takes as long as its weights take to be read. They are packed so that each
-// thread reads a stretch of memory from front to back, and nothing else comes in between: norms,
-// rotations, attention and activations happen on what is in the caches. For processors with
-// AVX-512 and its bfloat16 products; native.py compiles, loads and calls it.
+// thread reads a stretch of memory from front to back, and what comes in between (norms, rotations,
+// attention, activations) is short. For processors with AVX-512 and its bfloat16 products;
+// native.py compiles, loads and calls it.
 //
 // Sums are in float32 and in an order that depends on nothing but their own length: not on the
-// other rows, not on the number of rows or threads. Results are rounded once.
+// other rows, not on the number of rows or threads. Each result is rounded once.
 //
-// Legend: R rows of a cache, T tokens of each, N = R T, D model width, E outputs, C columns,
-// H heads, J heads of keys, w a head's width.
+// Legend: R rows of a cache, T tokens of each, N = R T, D inputs or model width, E outputs, F width
+// inside the feed-forward layers, C columns, H heads, J heads of keys, w a head's width.
 
 #include <immintrin.h>
 
@@ -44,23 +44,25 @@ struct Model {
 };
 
 struct Pass {
-    BF16* x;                          // (N, D): embeddings; then the final hidden states
-    const int64_t* columns;           // (N,): where each token stands
-    const uint8_t* hidden;            // (R, C) or null: columns that only their own token sees
+    BF16* x;                            // (N, D): embeddings; then the final hidden states
+    const int64_t* columns;             // (N,): where each token stands
+    const uint8_t* hidden;              // (R, C) or null: columns that only their own token sees
     BF16 *const *keys, *const *values;  // (R, J, C, w) of each layer
-    int64_t rows, tokens, capacity;   // R, T, C
+    int64_t rows, tokens, capacity;     // R, T, C
     int64_t threads;
 };
 
 namespace {
 
-constexpr int64_t LANES = 16;        // floats in a register
-constexpr int64_t GROUP = 2 * LANES; // outputs that are packed together
-constexpr int64_t ROWS = 8;          // at a time: their sums fill 16 of 32 registers
+constexpr int64_t LANES = 16;         // floats in a register
+constexpr int64_t GROUP = 2 * LANES;  // outputs that are packed together
+constexpr int64_t ROWS = 8;           // at a time: their sums fill 16 of 32 registers
 
 // ---- 16 numbers; beyond `count` nothing is written, and zeros are read --------------------------
 
-__mmask16 first(int64_t count) { return count >= LANES ? 0xffff : (1 << std::max<int64_t>(count, 0)) - 1; }
+__mmask16 first(int64_t count) {
+    return count >= LANES ? 0xffff : (1 << std::max<int64_t>(count, 0)) - 1;
+}
 
 __m512 load(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first(count), from); }
 
@@ -95,19 +97,18 @@ __m512 silu(__m512 x) {
 // ---- products: all threads call these, each does its share --------------------------------------
 
 struct Sums {
-    __m512 of[ROWS][2];  // 32 outputs of some rows
+    __m512 of[ROWS][2];  // a group's outputs, of some rows
 };
 
 template <int64_t N>
 void sum_rows(const Matrix& m, const BF16* x, int64_t group, Sums& sums) {
-    const int64_t words = m.inputs / 2;
-    const char* weight = m.words + group * words * GROUP * 4;
+    const int64_t words = m.inputs / 2, at = group * GROUP, count = m.outputs - at;
+    const char* weight = m.words + at * words * 4;
     const int* x_words = (const int*)x;
     __m512 left[N], right[N];
     for (int64_t n = 0; n < N; n++) {
-        const __m512 zero = _mm512_setzero_ps();
-        left[n] = m.bias ? load(m.bias + group * GROUP, m.outputs - group * GROUP) : zero;
-        right[n] = m.bias ? load(m.bias + group * GROUP + LANES, m.outputs - group * GROUP - LANES) : zero;
+        left[n] = m.bias ? load(m.bias + at, count) : _mm512_setzero_ps();
+        right[n] = m.bias ? load(m.bias + at + LANES, count - LANES) : _mm512_setzero_ps();
     }
     for (int64_t word = 0; word < words; word++, weight += GROUP * 4) {
         const __m512bh a = (__m512bh)_mm512_loadu_si512(weight);
@@ -119,7 +120,10 @@ void sum_rows(const Matrix& m, const BF16* x, int64_t group, Sums& sums) {
             right[n] = _mm512_dpbf16_ps(right[n], b, pair);
         }
     }
-    for (int64_t n = 0; n < N; n++) sums.of[n][0] = left[n], sums.of[n][1] = right[n];
+    for (int64_t n = 0; n < N; n++) {
+        sums.of[n][0] = left[n];
+        sums.of[n][1] = right[n];
+    }
 }
 
 void sum(const Matrix& m, const BF16* x, int64_t rows, int64_t group, Sums& sums) {
@@ -154,7 +158,7 @@ void multiply(const Matrix& m, const BF16* x, BF16* out, int64_t rows, bool add)
     });
 }
 
-// out_NF = silu(x gate) * (x up)
+// out_NF = silu(x_ND gate_DF) * (x_ND up_DF)
 void multiply_gated(const Matrix& gate, const Matrix& up, const BF16* x, BF16* out, int64_t rows) {
     tiles(gate, rows, [&](int64_t group, int64_t row, int64_t count) {
         Sums gates, ups;
@@ -171,7 +175,8 @@ void multiply_gated(const Matrix& gate, const Matrix& up, const BF16* x, BF16* o
 
 // ---- RMSNorm ------------------------------------------------------------------------------------
 
-void norm(const BF16* x, const BF16* weight, BF16* out, int64_t rows, int64_t width, float epsilon) {
+void norm(const BF16* x, const BF16* weight, BF16* out, int64_t rows, int64_t width,
+          float epsilon) {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const BF16* from = x + row * width;
@@ -184,7 +189,8 @@ void norm(const BF16* x, const BF16* weight, BF16* out, int64_t rows, int64_t wi
         const __m512 scale = _mm512_set1_ps(1.f / std::sqrt(mean + epsilon));
         for (int64_t i = 0; i < width; i += LANES) {
             const __m512 unit = _mm512_mul_ps(load(from + i, width - i), scale);
-            store(out + row * width + i, width - i, _mm512_mul_ps(unit, load(weight + i, width - i)));
+            const __m512 made = _mm512_mul_ps(unit, load(weight + i, width - i));
+            store(out + row * width + i, width - i, made);
         }
     }
 }
@@ -208,8 +214,10 @@ void attend(const float* query, const BF16* keys, const BF16* values, const uint
     float largest = -INFINITY;
     for (int64_t c = 0; c < seen; c++) {
         __m512 sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < width; i += LANES)
-            sum = _mm512_fmadd_ps(load(query + i, width - i), load(keys + c * width + i, width - i), sum);
+        for (int64_t i = 0; i < width; i += LANES) {
+            const __m512 key = load(keys + c * width + i, width - i);
+            sum = _mm512_fmadd_ps(load(query + i, width - i), key, sum);
+        }
         const bool unseen = hidden && hidden[c] && c + 1 < seen;
         weights[c] = unseen ? -INFINITY : scale * _mm512_reduce_add_ps(sum);
         largest = std::max(largest, weights[c]);
@@ -238,8 +246,8 @@ void attend(const float* query, const BF16* keys, const BF16* values, const uint
     }
 }
 
-// qkv_N(H+2J)w to mixed_NHw. What belongs to one head of keys of one row is one thread's: it keeps
-// the fresh keys and values of its tokens, then its queries attend.
+// (N, H + 2 J, w) to (N, H, w). What belongs to one head of keys of one row is one thread's: it
+// keeps the fresh keys and values of its tokens, then its queries attend.
 void attention(const Model& m, const Pass& p, int64_t layer, const BF16* qkv, BF16* mixed) {
     const int64_t w = m.head_width, group = m.heads / m.key_heads;
     const int64_t all = (m.heads + 2 * m.key_heads) * w;
@@ -247,16 +255,17 @@ void attention(const Model& m, const Pass& p, int64_t layer, const BF16* qkv, BF
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < p.rows * m.key_heads; task++) {
         const int64_t row = task / m.key_heads, key_head = task % m.key_heads;
+        const int64_t start = row * p.tokens, end = start + p.tokens;
         BF16* keys = p.keys[layer] + task * p.capacity * w;
         BF16* values = p.values[layer] + task * p.capacity * w;
         const uint8_t* hidden = p.hidden ? p.hidden + row * p.capacity : nullptr;
-        for (int64_t n = row * p.tokens; n < (row + 1) * p.tokens; n++) {
+        for (int64_t n = start; n < end; n++) {
             const BF16* key = qkv + n * all + (m.heads + key_head) * w;
             const BF16* value = key + m.key_heads * w;
             turn(key, m.turns + p.columns[n] * w, keys + p.columns[n] * w, w);
             std::copy(value, value + w, values + p.columns[n] * w);
         }
-        for (int64_t n = row * p.tokens; n < (row + 1) * p.tokens; n++)
+        for (int64_t n = start; n < end; n++)
             for (int64_t head = key_head * group; head < (key_head + 1) * group; head++) {
                 turn(qkv + n * all + head * w, m.turns + p.columns[n] * w, query.data(), w);
                 attend(query.data(), keys, values, hidden, p.columns[n] + 1, w, weights.data(),

@@ -72,6 +72,7 @@ class Pass(ctypes.Structure):
 
 def serves(weight: Tensor) -> bool:
     """Whether products with this weight (E, D) are made here."""
+    weight = weight.data  # of a parameter
     plain = type(weight) is Tensor and weight.device.type == "cpu" and weight.shape[1] % 2 == 0
     return plain and weight.dtype == torch.bfloat16 and library() is not None
 
