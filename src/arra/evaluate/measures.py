@@ -148,9 +148,10 @@ def likeness(
     metrics: Collection[str],
     size: int,
     seed: int,
-) -> dict[str, Finding]:
-    """The two uses of MS-SSIM, on squares of `size` pixels."""
+) -> tuple[dict[str, Finding], dict[str, np.ndarray]]:
+    """The two uses of MS-SSIM, on squares of `size` pixels, and the scores (M,) of each picture."""
     found: dict[str, Finding] = {}
+    scores: dict[str, np.ndarray] = {}
 
     def reader(images: ImageSet) -> Read:
         def read(indices: Sequence[int]) -> list[Image]:
@@ -167,7 +168,9 @@ def likeness(
     elif "ms_ssim_paired" in metrics:
         assert real is not None
         pairs_P2 = pair_up(real.names, real.captions, generated.names, generated.captions)
-        found["ms_ssim_paired"], _ = ms_ssim_paired(
+        found["ms_ssim_paired"], values_P = ms_ssim_paired(
             pairs_P2, reader(real), reader(generated), seed=seed
         )
-    return found
+        scores["ms_ssim_paired"] = np.full(len(generated), np.nan)
+        scores["ms_ssim_paired"][pairs_P2[: len(values_P), 1]] = values_P
+    return found, scores

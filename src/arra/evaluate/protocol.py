@@ -6,16 +6,15 @@ one network's weights and would be wrong for any other: it is `fd@inception`.
 Legend: N, M images of the two sets, D feature width.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from arra.config import ModelConfig
 from arra.data.images import CROP
 from arra.device import pick_device
 from arra.evaluate.finding import Finding
+from arra.evaluate.folder import Measured, check_out, write_evaluation
 from arra.evaluate.image_set import ImageSet, StoredSet
 from arra.evaluate.judges import circular, open_judges
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
@@ -26,7 +25,7 @@ from arra.evaluate.perplexity import read_documents, text_perplexity
 from arra.evaluate.reference import Reference, stored_set
 from arra.evaluate.report import begun, put
 from arra.evaluate.settings import EvaluateConfig
-from arra.files import sha256_of, write_json
+from arra.files import sha256_of
 from arra.generate.pictures import read_prompts
 from arra.generate.settings import GenerateConfig
 from arra.models import Backbone, load_model
@@ -34,29 +33,13 @@ from arra.models.loading import PIPELINE, load_for_training
 from arra.resolve import resolve_folder
 
 
-@dataclass
-class Measured:
-    """What an evaluation found, and what it looked at.
-
-    Attributes:
-        report: JSON-ready.
-        scores: of each generated picture, by index: {name: (N,)}, NaN where there is no answer.
-        real, generated: the sets, where images were judged.
-        size: pixels per side that both were cropped to.
-    """
-
-    report: dict[str, Any]
-    scores: dict[str, np.ndarray] = field(default_factory=dict)
-    real: ImageSet | None = None
-    generated: ImageSet | None = None
-    size: int = 0
-
-
 def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict[str, Any]:
     """Runs the protocol and returns the report, JSON-ready; written to `config.out` if given.
 
     `reference` is what evaluations that differ only in what is judged may share.
     """
+    if config.out is not None:
+        check_out(config.out)
     measured = Measured(begun(config.seed))
     if config.judges_images:
         _measure_images(config, measured, reference or Reference(config))
@@ -72,7 +55,7 @@ def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict
             "model": config.model,
         }
     if config.out is not None:
-        write_json(config.out, report)
+        write_evaluation(config.out, measured)
     return report
 
 
@@ -123,7 +106,8 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
                 subset_size=config.kid_subset_size,
                 seed=config.seed,
             )
-    findings |= likeness(real, generated, keys_M, metrics, size, config.seed)
+    alike, measured.scores = likeness(real, generated, keys_M, metrics, size, config.seed)
+    findings |= alike
     of_moments = computed_from(kept, extractors)
     put(report, {k: v for k, v in findings.items() if k in of_moments}, reference.kept_count)
     rest = {k: v for k, v in findings.items() if k not in of_moments}

@@ -61,7 +61,8 @@ class EvaluateConfig:
     text: Path | None = None
     """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
     out: Path | None = None
-    """Write the report to this JSON file."""
+    """Where the report goes: a file *.json, or a folder with the report as JSON, Markdown and HTML
+    page, the scores of each picture, and sample grids."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """UTF-8 file of what --model paints: one prompt per line, or JSON lines (*.jsonl)."""
     num: int = 1
