@@ -18,7 +18,9 @@ from arra.pages.plots import COLOURS, MARKERS, Share, Trace, histogram, scatter,
 from arra.pages.sheet import cell_html
 
 Report = Mapping[str, Any]
-CARDS = 4
+CARDS = 6
+NO_CARD = ("density", "coverage")
+"""They go with precision and recall, and are in the table."""
 OPEN = 2
 """Scores whose best and worst pictures are shown at once; the others unfold."""
 
@@ -66,49 +68,55 @@ def _header(report: Report) -> str:
 def _cards(report: Report) -> str:
     """The first values, a card each."""
     found = [key for key, value in report["metrics"].items() if value is not None]
-    main = [key for key in found if "/" not in key.split("@")[0]]
-    first = list({key.split("@")[0]: key for key in reversed(main)}.values())[::-1]
+    first: dict[str, str] = {}
+    for key in found:
+        measure = key.split("@")[0]
+        if "/" not in measure and measure not in NO_CARD:
+            first.setdefault(measure, key)
     cards = []
-    for key in first[:CARDS]:
+    for key in list(first.values())[:CARDS]:
         interval = report["intervals"].get(key)
-        between = f"{rounded(interval['low'])} to {rounded(interval['high'])}; " if interval else ""
+        between = f"{rounded(interval['low'])} to {rounded(interval['high'])}" if interval else ""
+        said = "".join(f"<p>{escape(text)}</p>" for text in (between, direction(key)) if text)
         cards.append(
-            f'<div class="card"><h3>{escape(key)}</h3><dl><dt></dt>'
-            f"<dd>{escape(rounded(report['metrics'][key]))}</dd></dl>"
-            f"<p>{escape(between + direction(key))}</p></div>"
+            f'<div class="card"><h3>{escape(key)}</h3>'
+            f'<p class="value">{escape(rounded(report["metrics"][key]))}</p>{said}</div>'
         )
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+    return f'<div class="cards small">{"".join(cards)}</div>' if cards else ""
 
 
 def _values(report: Report) -> str:
-    rows = []
-    for key, value in report["metrics"].items():
-        interval = report["intervals"].get(key)
-        between = "–"
-        if interval is not None:
-            between = f"{rounded(interval['low'])} to {rounded(interval['high'])}"
-        said = "".join(
-            f"<small>{escape(text)}</small>"
-            for text in (meaning(key).text, report["reasons"].get(key))
-            if text
-        )
-        method = "" if interval is None else f' title="{escape(interval["method"])}"'
-        rows.append(
-            f"<tr><th>{escape(key)}{said}</th>"
-            f'<td title="{escape(number(value))}">{escape(rounded(value))}</td>'
-            f"<td{method}>{escape(between)}</td>"
-            f"<td>{escape(counted(report['counts'].get(key)))}</td>"
-            f"<td>{escape(better(key) or '')}</td></tr>"
-        )
+    rows = [_value_row(report, key) for key in report["metrics"]]
     heads = ("measure", "value", "95 % interval", "n", "better")
-    methods = {
-        each["method"]: [k for k, v in report["intervals"].items() if v["method"] == each["method"]]
-        for each in report["intervals"].values()
-    }
-    notes = [f"{', '.join(keys)}: {method}" for method, keys in methods.items()]
-    how = f'<p class="note" style="margin-top:1rem">Intervals. {escape("; ".join(notes))}.</p>'
     about = '<p class="note">n: real / generated pictures. Measures without a value say why.</p>'
-    return section("Values", about, table(heads, rows, kind="prose"), how if notes else "")
+    methods: dict[str, list[str]] = {}
+    for key, interval in report["intervals"].items():
+        methods.setdefault(interval["method"], []).append(key)
+    how = facts((method, ", ".join(keys)) for method, keys in methods.items())
+    summary_ = "<summary>How the intervals were made</summary>"
+    unfolds = f'<details class="more">{summary_}{how}</details>' if methods else ""
+    return section("Values", about, table(heads, rows, kind="prose"), unfolds)
+
+
+def _value_row(report: Report, key: str) -> str:
+    value, interval = report["metrics"][key], report["intervals"].get(key)
+    between = "–"
+    if interval is not None:
+        between = f"{rounded(interval['low'])} to {rounded(interval['high'])}"
+    said = "".join(
+        f"<small>{escape(text)}</small>"
+        for text in (meaning(key).text, report["reasons"].get(key))
+        if text
+    )
+    cells = {"interval": between, "n": counted(report["counts"].get(key)), "better": better(key)}
+    return (
+        f'<tr><th>{escape(key)}{said}</th><td title="{escape(number(value))}">'
+        f"{escape(rounded(value))}</td>"
+        + "".join(
+            f'<td data-head="{head}">{escape(cell or "")}</td>' for head, cell in cells.items()
+        )
+        + "</tr>"
+    )
 
 
 # ---- plots ---------------------------------------------------------------------------------------
@@ -164,6 +172,7 @@ def _precision_recall(report: Report) -> Iterator[tuple[str, str]]:
             y_label="precision, higher is better",
             x_share=True,
             y_share=True,
+            whole=True,
         )
         yield svg, "Precision against recall, with 95 % intervals, a point for each extractor."
 

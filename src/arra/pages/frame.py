@@ -51,7 +51,12 @@ p { margin: 0 0 .9rem; }
 .card dt { font-size: .85rem; }
 .card dd { margin: 0; font-size: 1.55rem; font-weight: 600; line-height: 1.25;
   font-variant-numeric: tabular-nums; }
-.card p { font-size: .84rem; line-height: 1.45; color: var(--muted); margin: .55rem 0 0; }
+.card .value { margin: 0; font-size: 1.55rem; font-weight: 600; line-height: 1.25;
+  font-variant-numeric: tabular-nums; color: var(--ink); }
+.cards.small { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
+.cards.small .card { padding: .8rem .9rem; } .cards.small h3 { overflow-wrap: anywhere; }
+.card p:not(.value) { font-size: .84rem; line-height: 1.45; color: var(--muted);
+  margin: .55rem 0 0; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: .25rem; background: var(--rule); }
 img.small { image-rendering: pixelated; }
@@ -67,7 +72,8 @@ img.small { image-rendering: pixelated; }
   margin-top: .25rem; }
 figcaption { font-size: .85rem; line-height: 1.4; margin-top: .35rem; }
 .shots { display: grid; gap: 1rem .8rem; margin: 0 0 1.2rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(7.4rem, 45%), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(6.6rem, 45%), 1fr)); }
+.shots .images > div { border-top: 0; padding-top: 0; }
 .shots figcaption { font-size: .76rem; overflow-wrap: anywhere; }
 .warnings { background: var(--card); border: 1px solid var(--plain); border-left-width: .35rem;
   border-radius: .4rem; padding: .8rem 1rem; margin: 1.4rem 0 0; font-family: var(--sans);
@@ -110,6 +116,14 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
   tr.group th { white-space: normal; } th:first-child:not([colspan]) { white-space: normal;
   min-width: 5.6rem; overflow-wrap: anywhere; } dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .6rem; } }
+@media (max-width: 34rem) { .prose thead { display: none; }
+  .prose table, .prose tbody { display: block; }
+  .prose tr { display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: .55rem 0;
+    border-bottom: 1px solid var(--rule); }
+  .prose th, .prose td { border: 0; padding: 0; text-align: left; }
+  .prose th:first-child { flex: 0 0 100%; position: static; font-weight: 600; }
+  .prose th small { font-size: .76rem; }
+  .prose td[data-head]::before { content: attr(data-head) " "; color: var(--muted); } }
 @media print { body { padding: 0; } section { break-inside: avoid-page; } }
 """
 

@@ -141,8 +141,9 @@ def scatter(
     y_label: str,
     x_share: bool = False,
     y_share: bool = False,
+    whole: bool = False,
 ) -> str:
-    """Traces with whiskers, as SVG; an axis of a share is in percent."""
+    """Traces with whiskers, as SVG; an axis of a share is in percent, `whole` shows all of it."""
     with matplotlib.rc_context(STYLE):
         figure, axes = blank(4.6, 3.4)
         for trace in traces:
@@ -154,6 +155,8 @@ def scatter(
             if share:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.margins(0.08)
+        if whole:
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         legend(axes)
         return to_svg(figure, f"{y_label} against {x_label}")
 

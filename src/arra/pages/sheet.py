@@ -43,8 +43,8 @@ def sheet(cells: Sequence[Cell]) -> Image.Image:
     assert cells, "a sheet without a picture"
     below = LINES * (_FONT + 4) + 8
     width, height = _width(cells[0]), SIDE + _SMALL + 8 + below
-    columns = min(WIDE // width, len(cells))
-    rows = -(-len(cells) // columns)
+    rows = -(-len(cells) // max(1, WIDE // width))
+    columns = -(-len(cells) // rows)  # rows of equal length, or nearly
     size = (columns * (width + MARGIN) + MARGIN, rows * (height + MARGIN) + MARGIN)
     made = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(made)
