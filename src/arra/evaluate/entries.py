@@ -82,7 +82,9 @@ class SourceEntries:
                 name = record.id or f"row {record.row}"
                 yield Entry(name, None, reason=record.reason)
             else:
-                yield Entry(record.id, record.image, record.text, extra=record.extra)
+                seed = record.extra.get("seed")
+                seed = seed if isinstance(seed, int) else None
+                yield Entry(record.id, record.image, record.text, seed, record.extra)
 
 
 class _Listed:

@@ -11,7 +11,10 @@ from typing import Any
 Fact = tuple[str, str]
 Report = Mapping[str, Any]
 
-VALUES = ("metrics", "intervals", "counts", "reasons", "details", "warnings", "by_seed", "curves")
+VALUES = (
+    *("metrics", "intervals", "counts", "reasons", "details", "warnings"),
+    *("by_seed", "over_seeds", "curves"),
+)
 """Entries of a report that are values, not protocol."""
 NAMES = {
     "n": "pictures",

@@ -73,6 +73,9 @@ def _by_seed(report: Report) -> Iterator[str]:
             [str(seed), *(number(values.get(key)) for key in keys)]
             for seed, values in by_seed.items()
         ]
+        for said, part in (("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")):
+            over = report.get("over_seeds") or {}
+            rows.append([said, *(number(over[key][part] if key in over else None) for key in keys)])
         yield "## Seed by seed"
         yield markdown_table(["seed", *map(_cell, keys)], rows)
 

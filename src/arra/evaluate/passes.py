@@ -3,7 +3,7 @@
 Legend: N images, D feature width.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -49,18 +49,24 @@ class FeaturePass:
         extractor: the network.
         keep: the streams that are looked at, of those that it has, each with how many rows are
             kept as they are, for measures that compare rows.
+        seeds: whose pictures are also looked at apart; together they keep no more rows.
 
     Attributes:
         streams: what is kept of each; of logits nothing but the Inception Score's sums.
         classified: these, where logits are looked at.
+        by_seed: the same of each seed's pictures.
     """
 
-    def __init__(self, extractor: Extractor, keep: Mapping[str, int]) -> None:
+    def __init__(
+        self, extractor: Extractor, keep: Mapping[str, int], seeds: Collection[int] = ()
+    ) -> None:
         self.extractor = extractor
         seen = {name: dim for name, dim in extractor.streams.items() if name in keep}
         classes = seen.pop(LOGITS, None)
         self.streams = {name: Collected(dim, keep[name]) for name, dim in seen.items()}
         self.classified = None if classes is None else StreamedInceptionScore(classes)
+        part = {name: -(-rows // max(len(seeds), 1)) for name, rows in keep.items()}
+        self.by_seed = {seed: FeaturePass(extractor, part) for seed in seeds}
 
     def see(self, pictures: Sequence[Picture]) -> None:
         """Adds their features."""
@@ -68,6 +74,14 @@ class FeaturePass:
             return
         keys_N = np.array([picture.key for picture in pictures], np.uint64)
         rows = self.extractor([picture.image for picture in pictures])
+        self._add(rows, keys_N)
+        seed_N = np.array([picture.seed for picture in pictures])
+        for seed, part in self.by_seed.items():
+            mine_N = seed_N == seed
+            if mine_N.any():
+                part._add({name: each[mine_N] for name, each in rows.items()}, keys_N[mine_N])
+
+    def _add(self, rows: Mapping[str, np.ndarray], keys_N: np.ndarray) -> None:
         for name, collected in self.streams.items():
             collected.add(rows[name], keys_N)
         if self.classified is not None:
@@ -81,10 +95,12 @@ class ScenePass:
 
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
+        self._indices: list[int] = []
 
     def see(self, pictures: Sequence[Picture]) -> None:
         """Judges them."""
         captions = [picture.caption or "" for picture in pictures]
+        self._indices += [picture.index for picture in pictures]
         self._parts.append(scene_verdicts([picture.image for picture in pictures], captions))
 
     def findings(self) -> dict[str, Finding]:
@@ -105,11 +121,12 @@ class ScenePass:
 
     def scores(self) -> dict[str, np.ndarray]:
         """Verdict (N,) of each picture by index: 1 right, 0 wrong, NaN not asked for."""
+        by_index_N = np.argsort(self._indices)  # pictures come in any order
         names = sorted(self._parts[0], key=lambda name: name != "all_right")
         return {
             "scenes" if name == "all_right" else f"scenes/{name}": np.concatenate(
                 [part[name] for part in self._parts]
-            )
+            )[by_index_N]
             for name in names
         }
 

@@ -6,6 +6,7 @@ one network's weights and would be wrong for any other: it is `fd@inception`.
 Legend: N, M images of the two sets, D feature width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch
 from arra.config import ModelConfig
 from arra.data.images import CROP
 from arra.device import pick_device
+from arra.evaluate.by_seed import put_by_seed, seeds_of
+from arra.evaluate.collected import Gaussian
 from arra.evaluate.finding import Finding
 from arra.evaluate.folder import Measured, check_out, write_evaluation
 from arra.evaluate.image_set import ImageSet, StoredSet
@@ -86,26 +89,22 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     report["warnings"] += reference.doubts()
     report["preprocessing"] = {"size": size, "crop": CROP}
     kept = [reference.kept(each, size) for each in extractors]
-    features = [FeaturePass(each, reference.keep) for each in extractors]
+    seeds = seeds_of(generated) if config.by_seed else []
+    features = [FeaturePass(each, reference.keep, seeds) for each in extractors]
     judges = open_judges(config, generated)
     report["judges"] = {key: value for judge in judges for key, value in judge.described.items()}
     keys_M = go_through(generated, [*features, *judges], size, config.batch_size)
     report["generated"] = generated.described()
     report["warnings"] += circular(report)
     findings: dict[str, Finding] = {}
+    of_seeds: dict[int, dict[str, Finding]] = {seed: {} for seed in seeds}
     if set(metrics) & {*DISTANCES, "vendi", CLASSIFIED}:
         compares = real is not None and (set(metrics) & set(DISTANCES) or config.save_moments)
         references = reference.features(size) if compares else [None] * len(features)
         for of_real, found, moments in zip(references, features, kept, strict=True):
-            findings |= compared(
-                of_real,
-                found,
-                metrics,
-                kept=moments,
-                subsets=config.kid_subsets,
-                subset_size=config.kid_subset_size,
-                seed=config.seed,
-            )
+            findings |= _compared(config, of_real, found, moments)
+            for seed, part in found.by_seed.items():
+                of_seeds[seed] |= _compared(config, of_real, part, moments)
     alike, measured.scores = likeness(real, generated, keys_M, metrics, size, config.seed)
     findings |= alike
     of_moments = computed_from(kept, extractors)
@@ -117,7 +116,26 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     for judge in judges:
         put(report, judge.findings(), None)
         measured.scores |= judge.scores()
+    if generated.seeds is not None and seeds:
+        put_by_seed(report, seeds, of_seeds, measured.scores, generated.seeds)
     measured.real, measured.generated, measured.size = real, generated, size
+
+
+def _compared(
+    config: EvaluateConfig,
+    real: FeaturePass | None,
+    found: FeaturePass,
+    kept: Mapping[str, Gaussian],
+) -> dict[str, Finding]:
+    return compared(
+        real,
+        found,
+        config.metric_names,
+        kept=kept,
+        subsets=config.kid_subsets,
+        subset_size=config.kid_subset_size,
+        seed=config.seed,
+    )
 
 
 def _generated(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:

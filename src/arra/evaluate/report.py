@@ -56,6 +56,10 @@ def told(report: dict[str, Any]) -> str:
         shown = "null" if value is None else f"{value:.6g}"
         between = f"  ({interval['low']:.6g} to {interval['high']:.6g})" if interval else ""
         lines.append(f"{name:<{width}}  {shown}{between}" + (f"  ({reason})" if reason else ""))
+    for name, over in report.get("over_seeds", {}).items():
+        if over["mean"] is not None:
+            between = f"({over['low']:.6g} to {over['high']:.6g})"
+            lines.append(f"{name} over {over['seeds']} seeds  {over['mean']:.6g}  {between}")
     return "\n".join([*lines, *(f"warning: {text}" for text in report["warnings"])])
 
 

@@ -69,6 +69,9 @@ class EvaluateConfig:
     """Images that --model paints per prompt."""
     seed: int = 0
     """Image j of every prompt uses seed + j; also of all that is drawn at random in a measure."""
+    by_seed: bool = False
+    """Also measure the pictures of each seed apart (2 to 16 of them, equally many pictures each);
+    the distances take that much longer."""
     cfg: float | None = None
     """Guidance scale of --model's pictures; default: the model's own."""
     slots: int = DEFAULT_SLOTS
