@@ -5,16 +5,26 @@ from typing import Any
 from arra.device import pick_device
 from arra.evaluate.image_set import ImageSet
 from arra.evaluate.passes import Judge, ScenePass
+from arra.evaluate.pathology_pass import PathologyPass
+from arra.evaluate.reference import Reference
 from arra.evaluate.settings import EvaluateConfig
 from arra.evaluate.text_image import ClipJudge, ClipPass
+from arra.evaluate.xrv import XrvFeatures
 from arra.teachers import painter_in, same_encoder
 
 READING = ("scenes", "clip_score")
 """Metrics that compare a picture with its prompt."""
 
 
-def open_judges(config: EvaluateConfig, generated: ImageSet) -> list[Judge]:
+def open_judges(
+    config: EvaluateConfig, generated: ImageSet, reference: Reference, size: int
+) -> list[Judge]:
     """The judges of a set.
+
+    Args:
+        generated: the set.
+        reference: what it is compared with.
+        size: pixels that pictures are cropped to.
 
     Raises:
         ValueError: a set without prompts where one reads them, or networks that cannot be used.
@@ -31,7 +41,28 @@ def open_judges(config: EvaluateConfig, generated: ImageSet) -> list[Judge]:
     clips = [ClipPass(ClipJudge(spec, device)) for spec in config.clip]
     if len({each.judge.name for each in clips}) < len(clips):
         raise ValueError("two of --clip have one name: scores are named after them")
-    return [*judges, *clips]
+    judges += clips
+    if "auroc" in metrics:
+        judges.append(_of_pathologies(config, generated, reference, size))
+    return judges
+
+
+def _of_pathologies(
+    config: EvaluateConfig, generated: ImageSet, reference: Reference, size: int
+) -> Judge:
+    if reference.real is None:
+        raise ValueError(f"--metrics auroc classifies real images, and {config.real} holds none")
+    (network,) = (each for each in reference.extractors if isinstance(each, XrvFeatures))
+    return PathologyPass(
+        network,
+        reference.real,
+        generated,
+        size,
+        config.batch_size,
+        config.labels,
+        config.unmentioned,
+        config.seed,
+    )
 
 
 def circular(report: dict[str, Any]) -> list[str]:

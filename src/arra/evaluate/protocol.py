@@ -91,7 +91,7 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     kept = [reference.kept(each, size) for each in extractors]
     seeds = seeds_of(generated) if config.by_seed else []
     features = [FeaturePass(each, reference.keep, seeds) for each in extractors]
-    judges = open_judges(config, generated)
+    judges = open_judges(config, generated, reference, size)
     report["judges"] = {key: value for judge in judges for key, value in judge.described.items()}
     keys_M = go_through(generated, [*features, *judges], size, config.batch_size)
     report["generated"] = generated.described()

@@ -8,10 +8,12 @@ import tyro
 
 from arra.evaluate.inception import is_inception
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, INCEPTION_ONLY, SIMILARITIES
+from arra.evaluate.pathology import Unmentioned
 from arra.evaluate.resizing import PUBLISHED, Filter
+from arra.evaluate.xrv import is_xrv
 from arra.generate.settings import DEFAULT_SLOTS
 
-METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "scenes")
+METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "auroc", "scenes")
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,24 @@ class EvaluateConfig:
     distances of --extractor's features to those of --real; vendi: diversity in those features;
     with --extractor inception fd is FID, sfid is sFID and is the Inception Score;
     ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); clip_score
-    (each to its prompt, in the eyes of --clip); scenes (reads the pixels of drawn scenes back and
-    compares them with the prompts)."""
+    (each to its prompt, in the eyes of --clip); auroc (how well --extractor xrv:FILE tells
+    pathologies in generated images, and in real ones); scenes (reads the pixels of drawn scenes
+    back and compares them with the prompts)."""
     extractor: tuple[str, ...] = ()
-    """Networks whose features are compared: inception (FID's; or inception:FILE of its weights), or
-    an encoder: folder, hub id or builtin:NAME; E@class|projected|mean|both."""
+    """Networks whose features are compared: inception (FID's; or inception:FILE of its weights),
+    xrv:FILE (torchxrayvision's DenseNet of X-rays), or an encoder: folder, hub id or builtin:NAME;
+    E@class|projected|mean|both."""
     resize: Filter = PUBLISHED
     """How images come to inception's 299 pixels: as in the evaluators of TTUR, ADM and LlamaGen
     (TensorFlow 1's bilinear), in clean-fid, or in pytorch-fid."""
     clip: tuple[str, ...] = ()
     """CLIPs of clip_score, with text tower and tokenizer: CLIP, SigLIP or open_clip's format (such
     as BioMedCLIP); folder, hub id or builtin:scenes-clip."""
+    labels: str | None = None
+    """Of auroc: the column that names all that an image shows; default: a column per pathology, or
+    labels, label, finding, findings or finding_labels."""
+    unmentioned: Unmentioned = "unknown"
+    """Of auroc: what an empty cell of a pathology's own column means."""
     split: str | None = None
     """Split of --real, where it has several."""
     limit: int | None = None
@@ -122,6 +131,10 @@ class EvaluateConfig:
         if compares and self.real is None:
             raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")
         self._check_inception()
+        if "auroc" in self.metric_names and (
+            self.real is None or not any(map(is_xrv, self.extractor))
+        ):
+            raise ValueError("--metrics auroc needs --real, with labels, and --extractor xrv:FILE")
         if self.save_moments is not None and (self.real is None or len(self.extractor) != 1):
             raise ValueError("--save-moments is of --real under one --extractor: give one of each")
         sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi")]
