@@ -24,14 +24,17 @@ class PaintedSet:
     Args:
         config: model, sampling, `num` pictures a prompt with the seeds `seed`, `seed` + 1, ...
         prompts: in the place of the config's own.
+
+    Attributes:
+        settings: everything but the prompts that decides the pictures.
     """
 
     def __init__(self, config: GenerateConfig, prompts: Sequence[str]) -> None:
         self.source, self.config = config.model, config
         self._pipe, self._sampling = open_painter(config)
         self._asked = [(prompt, config.seed + j) for prompt in prompts for j in range(config.num)]
-        self._settings = settings_of(config, self._pipe, self._sampling, ())
-        del self._settings["prompts"]
+        self.settings = settings_of(config, self._pipe, self._sampling, ())
+        del self.settings["prompts"]
         self.names: Sequence[str] = [
             f"{number // config.num:05d}-{number % config.num}" for number in range(len(self))
         ]
@@ -71,7 +74,7 @@ class PaintedSet:
             "sizes": [list(size) for size in sorted(self._sizes)],
             "captions_sha256": hash_of(digests, self.captions),
             "prompts_sha256": hash_of_texts(self.captions),
-            "painted": self._settings,
+            "painted": self.settings,
         }
 
     @property

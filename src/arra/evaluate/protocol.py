@@ -83,7 +83,7 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     real, extractors = reference.real, reference.extractors
     if config.real is not None:
         report["real"] = reference.described()
-    generated = _generated(config, real)
+    generated = generated_set(config, real)
     size = config.size or _common_side(generated)
     report["extractors"] = {each.name: each.described for each in extractors}
     report["warnings"] += reference.doubts()
@@ -138,7 +138,12 @@ def _compared(
     )
 
 
-def _generated(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:
+def generated_set(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:
+    """What is judged: images that lie in files, or those that a painter is going to paint.
+
+    Raises:
+        ValueError: images or a painter that cannot be used, or nothing says what to paint.
+    """
     if config.generated is not None:
         return stored_set(config, config.generated, None)
     assert config.model is not None

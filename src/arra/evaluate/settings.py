@@ -17,20 +17,12 @@ METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "auroc", "scenes
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure painted images against real ones or their prompts, or a language model on text.
-
-    Also: arra evaluate arrange | compare | scored --help.
-    """
+class MeasureConfig:
+    """What is measured, by which networks and against what; whoever is judged."""
 
     real: str | None = None
     """Reference images: a folder, tar, Parquet file, .npz batch, hub id or builtin:scenes. An .npz
     may have moments (mu, sigma, mu_s, sigma_s, as ADM's): fd and sfid then compare with these."""
-    generated: str | None = None
-    """Images to judge, likewise; a folder that `arra generate` wrote brings its prompts along."""
-    model: str | None = None
-    """In the place of --generated: a painter whose pictures are judged without files in between,
-    painted from --prompts or else from the captions of --real. With --text: the language model."""
     metrics: str = "fd,kid"
     """Comma-separated. fd, kid, cmmd, prdc (precision, recall, density, coverage), fd_infinity:
     distances of --extractor's features to those of --real; vendi: diversity in those features;
@@ -60,18 +52,10 @@ class EvaluateConfig:
     """Use only the first images of each set; default: all."""
     size: int | None = None
     """Pixels per side that both sets are cropped to; default: the generated images' own."""
-    save_moments: Path | None = None
-    """Keep the moments of --real's features in this .npz file, for --real of another run; ADM's
-    evaluator reads it too."""
     text_column: str = "text"
     """Column that holds the captions, where a set has such."""
     image_column: str = "image"
     """Column that holds the images."""
-    text: Path | None = None
-    """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
-    out: Path | None = None
-    """Where the report goes: a file *.json, or a folder with the report as JSON, Markdown and HTML
-    page, the scores of each picture, and sample grids."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """UTF-8 file of what --model paints: one prompt per line, or JSON lines (*.jsonl)."""
     num: int = 1
@@ -81,8 +65,6 @@ class EvaluateConfig:
     by_seed: bool = False
     """Also measure the pictures of each seed apart (2 to 16 of them, equally many pictures each);
     the distances take that much longer."""
-    cfg: float | None = None
-    """Guidance scale of --model's pictures; default: the model's own."""
     slots: int = DEFAULT_SLOTS
     """Rows per forward pass of --model."""
     batch_size: int = 64
@@ -99,6 +81,30 @@ class EvaluateConfig:
     @property
     def metric_names(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.metrics.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(MeasureConfig):
+    """Measure painted images against real ones or their prompts, or a language model on text.
+
+    Also: arra evaluate arrange | compare | scored | sweep --help.
+    """
+
+    generated: str | None = None
+    """Images to judge, as --real; a folder that `arra generate` wrote brings its prompts along."""
+    model: str | None = None
+    """In the place of --generated: a painter whose pictures are judged without files in between,
+    painted from --prompts or else from the captions of --real. With --text: the language model."""
+    cfg: float | None = None
+    """Guidance scale of --model's pictures; default: the model's own."""
+    save_moments: Path | None = None
+    """Keep the moments of --real's features in this .npz file, for --real of another run; ADM's
+    evaluator reads it too."""
+    text: Path | None = None
+    """UTF-8 file of documents, one a line or parted by blank lines: perplexity of --model on it."""
+    out: Path | None = None
+    """Where the report goes: a file *.json, or a folder with the report as JSON, Markdown and HTML
+    page, the scores of each picture, and sample grids."""
 
     @property
     def judges_images(self) -> bool:
