@@ -90,14 +90,26 @@ def frechet_distance(real: Gaussian, generated: Gaussian, rows_MD: np.ndarray) -
             f"only at equal numbers of images"
         )
         found = replace(found, reason=reason)
-    if len(generated.factor) < generated.dim or len(rows_MD) < FEWEST:
+    if found.reason is not None or len(rows_MD) < FEWEST:
         return found
+    if not _spans(generated, real):
+        reason = (
+            "no interval: the real images vary in directions in which the generated ones do not"
+        )
+        return replace(found, reason=reason)
     assert found.value is not None
     reach = 1.96 * float(np.std(_influence(real, generated, rows_MD), ddof=1)) / count**0.5
     method = "delta method over generated images, reference fixed"
     return replace(
         found, low=max(found.value - reach, 0.0), high=found.value + reach, method=method
     )
+
+
+def _spans(one: Gaussian, other: Gaussian) -> bool:
+    """Whether the other varies in no direction in which the first does not."""
+    directions = one.factor / np.linalg.norm(one.factor, axis=1, keepdims=True)
+    whole = float((other.factor**2).sum())
+    return whole - float(((other.factor @ directions.T) ** 2).sum()) <= 1e-9 * whole
 
 
 def _influence(real: Gaussian, generated: Gaussian, rows_MD: np.ndarray) -> np.ndarray:
@@ -113,7 +125,7 @@ def _influence(real: Gaussian, generated: Gaussian, rows_MD: np.ndarray) -> np.n
     product = torch.from_numpy(real.factor) @ factor.T
     squares_D, vectors_DD = torch.linalg.eigh(product.T @ product)  # of R A R^T
     roots_DD = vectors_DD * squares_D.clamp(min=0.0) ** 0.25
-    # The rows of R are orthogonal: its inverse is its transpose over their squared lengths.
+    # The rows of R are orthogonal: R^-1 is its transpose over their squared lengths.
     inverse_DD = factor.T / (factor**2).sum(dim=1)
     half_DD = (inverse_DD @ roots_DD).float()  # T = half half^T
     apart_MD = torch.from_numpy(rows_MD - generated.mean_D.astype(np.float32)).float()

@@ -101,6 +101,18 @@ def test_the_interval_is_the_jackknifes_to_first_order() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.03)
 
 
+def test_a_dead_feature_does_not_cost_the_interval() -> None:
+    """One that is 0 in both sets; where it is alive in the real ones there is no derivative."""
+    real, data = rows(900, 6), rows(300, 6, 1, 0.4)
+    expected = judged(real, data)
+    dead = np.zeros((300, 1), np.float32)
+    found = judged(np.hstack([real, np.zeros((900, 1), np.float32)]), np.hstack([data, dead]))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    without = judged(np.hstack([real, rows(900, 1, 5)]), np.hstack([data, dead]))
+    assert without.low is None
+    assert "no interval" in str(without.reason)
+
+
 def test_few_images_have_a_reason_and_no_interval() -> None:
     found = judged(rows(30, 8), rows(8, 8, 1))
     assert found.low is None
