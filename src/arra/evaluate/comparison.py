@@ -12,15 +12,14 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from arra.evaluate.comparison_page import write_comparison
 from arra.evaluate.conditions import cautions, differences
 from arra.evaluate.directions import better
+from arra.evaluate.outputs import COMPARISON, REPORT, SCORES, check_out
 from arra.evaluate.paired import over_seeds, paired_difference
 from arra.evaluate.report import FORMAT_VERSION
 from arra.evaluate.table import markdown_table, shown
-from arra.files import read_json, write_json
-
-REPORT, SCORES = "report.json", "scores.jsonl"
-"""What the folder of an evaluation holds."""
+from arra.files import read_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class CompareConfig:
     force: bool = False
     """Compare what was measured differently; each difference is a warning then."""
     out: Path | None = None
-    """Write the comparison to this JSON file."""
+    """Where the comparison goes: a file *.json, or a folder with Markdown and an HTML page too."""
 
     def __post_init__(self) -> None:
         if len(self.reports) < 2:
@@ -79,9 +78,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     Raises:
         ValueError: reports that measured different things, without `config.force`.
     """
+    if config.out is not None:
+        check_out(config.out, COMPARISON)
     found = compared_reports([open_report(spec) for spec in config.reports], force=config.force)
     if config.out is not None:
-        write_json(config.out, found)
+        write_comparison(config.out, found)
     return found
 
 

@@ -86,8 +86,8 @@ def protocol(report: Report) -> list[tuple[str, list[Fact]]]:
         for key, described in (report.get(name) or {}).items():
             groups.append((f"{heading} {key}", list(_flat(described))))
     measured = dict(report.get("preprocessing") or {}) | {
-        "seed of what is drawn at random": report["seed"],
-        "format of report.json": report["format_version"],
+        "seed of what is drawn at random": report.get("seed"),
+        "format of the report": report.get("format_version"),
     }
     groups.append(("How it was measured", list(_flat(measured))))
     known = {*VALUES, "real", "generated", "extractors", "judges", "preprocessing"}
@@ -95,8 +95,8 @@ def protocol(report: Report) -> list[tuple[str, list[Fact]]]:
     for name in report:
         if name not in known and isinstance(report[name], Mapping):
             groups.append((name.replace("_", " ").capitalize(), list(_flat(report[name]))))
-    groups.append(("Versions", list(_flat(report["versions"]))))
-    return groups
+    groups.append(("Versions", list(_flat(report.get("versions") or {}))))
+    return [(heading, found) for heading, found in groups if found]
 
 
 def _flat(described: Mapping[str, Any], within: str = "") -> Iterator[Fact]:

@@ -12,18 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from arra.evaluate.comparison import REPORT, SCORES
 from arra.evaluate.gallery import Gallery, galleries
 from arra.evaluate.image_set import ImageSet
 from arra.evaluate.markdown import markdown
+from arra.evaluate.outputs import REPORT, SCORES, check_out, is_file
 from arra.evaluate.page import page
-from arra.files import atomic_dir, read_json, write_json
+from arra.files import atomic_dir, write_json
 from arra.pages.frame import write_page
 from arra.pages.sheet import sheet
-
-PAGES = ("report.md", "report.html")
-SIDES = ("samples", "best-", "worst-", "highest-", "lowest-")
-"""How the names of sample grids begin."""
 
 
 @dataclass
@@ -42,41 +38,6 @@ class Measured:
     real: ImageSet | None = None
     generated: ImageSet | None = None
     size: int = 0
-
-
-def is_file(out: Path) -> bool:
-    """Whether `--out` names the JSON alone."""
-    return out.suffix == ".json"
-
-
-def check_out(out: Path) -> None:
-    """Refuses a place for an evaluation before hours of work.
-
-    Raises:
-        ValueError: there is something that is no evaluation of ours, or that holds more than that.
-    """
-    if is_file(out) or not out.exists():
-        return
-    if not out.is_dir():
-        raise ValueError(f"--out {out} is a file: name a new folder, or a file that ends in .json")
-    names = sorted(each.name for each in out.iterdir())
-    foreign = [name for name in names if not _is_ours(name)]
-    if foreign or (names and not _is_report(out / REPORT)):
-        what = f"it holds {foreign[0]}" if foreign else f"it has no {REPORT} of `arra evaluate`"
-        raise ValueError(
-            f"--out {out} is there already and is no evaluation ({what}): name a new folder"
-        )
-
-
-def _is_ours(name: str) -> bool:
-    return name in (REPORT, SCORES, *PAGES) or (name.endswith(".png") and name.startswith(SIDES))
-
-
-def _is_report(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    report = read_json(path)
-    return isinstance(report, dict) and "format_version" in report and "metrics" in report
 
 
 def write_evaluation(out: Path, measured: Measured) -> None:

@@ -15,20 +15,20 @@ HEADS = ("measure", "value", "95 % interval", "n", "better", "what it is, and ho
 
 def markdown(report: Report, galleries: Sequence[Gallery]) -> str:
     """The whole report; `galleries` are linked by their files."""
-    parts = [f"# {_cell(title(report))}", summary(report)]
+    parts = [f"# {cell(title(report))}", summary(report)]
     if report["warnings"]:
-        parts.append("\n".join(f"> **Warning:** {_line(text)}  " for text in report["warnings"]))
+        parts.append("\n".join(f"> **Warning:** {line(text)}  " for text in report["warnings"]))
     parts.append(markdown_table(HEADS, [_row(report, key) for key in report["metrics"]]))
     parts += _by_seed(report)
     parts.append("## Protocol")
     for heading, facts in protocol(report):
-        rows = [(_cell(name), _cell(value)) for name, value in facts]
-        parts += [f"### {_cell(heading)}", markdown_table(("", ""), rows)]
+        rows = [(cell(name), cell(value)) for name, value in facts]
+        parts += [f"### {cell(heading)}", markdown_table(("", ""), rows)]
     if galleries:
         parts.append("## Pictures")
         parts.append(
             "\n".join(
-                f"- [{_cell(each.heading)}]({each.name}.png): {_line(each.note)}"
+                f"- [{cell(each.heading)}]({each.name}.png): {line(each.note)}"
                 for each in galleries
             )
         )
@@ -62,7 +62,7 @@ def _row(report: Report, key: str) -> list[str]:
         better(key) or "",
         "; ".join(filter(None, said)),
     )
-    return [_cell(cell) for cell in cells]
+    return [cell(text) for text in cells]
 
 
 def _by_seed(report: Report) -> Iterator[str]:
@@ -77,12 +77,14 @@ def _by_seed(report: Report) -> Iterator[str]:
             over = report.get("over_seeds") or {}
             rows.append([said, *(number(over[key][part] if key in over else None) for key in keys)])
         yield "## Seed by seed"
-        yield markdown_table(["seed", *map(_cell, keys)], rows)
+        yield markdown_table(["seed", *map(cell, keys)], rows)
 
 
-def _line(text: object) -> str:
+def line(text: object) -> str:
+    """Text without line breaks."""
     return " ".join(str(text).split())
 
 
-def _cell(text: object) -> str:
-    return _line(text).replace("|", "\\|").replace("<", "&lt;")
+def cell(text: object) -> str:
+    """Text as a cell of a Markdown table."""
+    return line(text).replace("|", "\\|").replace("<", "&lt;")

@@ -14,7 +14,7 @@ from arra.evaluate.gallery import Gallery
 from arra.evaluate.markdown import counted, number
 from arra.evaluate.meanings import meaning
 from arra.pages.frame import escape, facts, figure, row, section, table
-from arra.pages.plots import COLOURS, MARKERS, Share, Trace, histogram, scatter, shares
+from arra.pages.plots import COLOURS, MARKERS, Dot, Trace, dots, histogram, scatter
 from arra.pages.sheet import cell_html
 
 Report = Mapping[str, Any]
@@ -135,13 +135,26 @@ def _ends(report: Report, key: str) -> tuple[float, float] | None:
 
 def _shares(report: Report) -> Iterator[tuple[str, str]]:
     rows = [
-        Share(key, value, _ends(report, key))
+        (key, [Dot(value, _ends(report, key))])
         for key, value in report["metrics"].items()
         if value is not None and meaning(key).share
     ]
     if len(rows) > 1:
-        svg = shares(rows, x_label="share of the pictures, higher is better")
-        yield svg, "Everything that is a share of the pictures, with 95 % intervals."
+        yield share_plot(rows)
+
+
+def share_plot(
+    rows: Sequence[tuple[str, Sequence[Dot]]], names: Sequence[str] = ()
+) -> tuple[str, str]:
+    """(SVG, caption) of measures, by key, that are shares of the pictures."""
+    sides = {better(key) for key, _ in rows}
+    label = "share of the pictures, higher is better"
+    if sides != {"higher"}:
+        label = "share of the pictures, better where the arrow points"
+        arrows = {"higher": " ↑", "lower": " ↓", None: ""}
+        rows = [(f"{key}{arrows[better(key)]}", found) for key, found in rows]
+    svg = dots(rows, x_label=label, share=True, names=names)
+    return svg, "Everything that is a share of the pictures, with 95 % intervals."
 
 
 def _precision_recall(report: Report) -> Iterator[tuple[str, str]]:
@@ -233,12 +246,18 @@ def _by_seed(report: Report) -> str:
     by_seed = report.get("by_seed") or {}
     if not by_seed:
         return ""
-    keys = list(dict.fromkeys(key for values in by_seed.values() for key in values))
-    rows = [
-        row((f"seed {seed}", *(rounded(values.get(key)) for key in keys)))
-        for seed, values in by_seed.items()
-    ]
-    return section("Seed by seed", table(["", *map(escape, keys)], rows))
+    over = report.get("over_seeds") or {}
+    rows = []
+    for key in dict.fromkeys(key for values in by_seed.values() for key in values):
+        cells = [rounded(values.get(key)) for values in by_seed.values()]
+        found = over.get(key) or {}
+        between = ""
+        if found.get("low") is not None:
+            between = f"{rounded(found['low'])} to {rounded(found['high'])}"
+        rows.append(row((key, *cells, rounded(found.get("mean")), between)))
+    heads = ["measure", *(f"seed {escape(seed)}" for seed in by_seed), "mean", "95 % interval"]
+    note = '<p class="note">The interval of the mean is Student\'s over seeds.</p>'
+    return section("Seed by seed", note, table(heads, rows))
 
 
 def _protocol(report: Report) -> str:

@@ -17,11 +17,12 @@ from arra.device import pick_device
 from arra.evaluate.by_seed import put_by_seed, seeds_of
 from arra.evaluate.collected import Gaussian
 from arra.evaluate.finding import Finding
-from arra.evaluate.folder import Measured, check_out, write_evaluation
+from arra.evaluate.folder import Measured, write_evaluation
 from arra.evaluate.image_set import ImageSet, StoredSet
 from arra.evaluate.judges import circular, open_judges
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
 from arra.evaluate.moments import computed_from
+from arra.evaluate.outputs import check_out
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity

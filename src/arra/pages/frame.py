@@ -122,7 +122,7 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
     border-bottom: 1px solid var(--rule); }
   .prose th, .prose td { border: 0; padding: 0; text-align: left; }
   .prose th:first-child { flex: 0 0 100%; position: static; font-weight: 600; }
-  .prose th small { font-size: .76rem; }
+  .prose th small { font-size: .76rem; } .prose td.value small { display: block; }
   .prose td[data-head]::before { content: attr(data-head) " "; color: var(--muted); } }
 @media print { body { padding: 0; } section { break-inside: avoid-page; } }
 """

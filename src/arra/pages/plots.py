@@ -180,31 +180,54 @@ def _trace(axes: Axes, trace: Trace) -> None:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A row of `shares`: a part of 1, with its interval where it has one."""
+class Dot:
+    """A value with its interval; `number` says whose it is: its colour, its marker."""
 
-    label: str
     value: float
     ends: tuple[float, float] | None = None
+    number: int = 0
 
 
-def shares(rows: Sequence[Share], *, x_label: str) -> str:
-    """Shares with whiskers on one axis of percent, one below the other, as SVG."""
+def dots(
+    rows: Sequence[tuple[str, Sequence[Dot]]],
+    *,
+    x_label: str,
+    share: bool = False,
+    names: Sequence[str] = (),
+) -> str:
+    """Rows of values with whiskers, one below the other, as SVG; shares on an axis of percent.
+
+    Args:
+        rows: (label, dots), the dots of a row one below the other.
+        names: of the dots' numbers, for the legend.
+    """
+    most = max(len(each) for _, each in rows)
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank(4.6, 0.8 + 0.34 * len(rows))
-        for number, row in enumerate(rows):
-            y = len(rows) - 1 - number
-            if row.ends is not None:
-                axes.plot(row.ends, (y, y), color=ALIGNED, linewidth=1.6)
-            axes.plot([row.value], [y], "o", color=ALIGNED, markersize=6.5)
-        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+        figure, axes = blank(4.6, 0.8 + (0.22 + 0.12 * most) * len(rows) + 0.2 * bool(names))
+        for place, (_, row) in enumerate(rows):
+            for at, dot in enumerate(row):
+                y = len(rows) - 1 - place + 0.2 * ((len(row) - 1) / 2 - at)
+                colour, marker = (
+                    COLOURS[dot.number % len(COLOURS)],
+                    MARKERS[dot.number % len(MARKERS)],
+                )
+                if dot.ends is not None:
+                    axes.plot(dot.ends, (y, y), color=colour, linewidth=1.6)
+                axes.plot([dot.value], [y], marker, color=colour, markersize=6.5)
+        for number, name in enumerate(names):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axes.plot([], [], marker, color=colour, label=name)
+        axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         axes.tick_params(axis="y", colors=INK, length=0)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlim(-0.015, 1.015)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if share:
+            axes.set_xlim(-0.015, 1.015)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.set_xlabel(x_label)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
+        legend(axes)
         return to_svg(figure, x_label)
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from arra.data.builtin import caption, draw, scene_at
 from arra.evaluate.facts import protocol
-from arra.evaluate.folder import check_out
 from arra.evaluate.gallery import galleries
+from arra.evaluate.outputs import check_out
 from arra.evaluate.page import page
 from arra.evaluate.protocol import evaluate
 from arra.evaluate.settings import EvaluateConfig
@@ -110,7 +110,7 @@ def test_an_evaluation_is_replaced_and_nothing_else_is(out, tmp_path):
     check_out(out)
     check_out(tmp_path / "new")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"no evaluation \(it holds notes.txt\)"):
+    with pytest.raises(ValueError, match=r"no report \(it holds notes.txt\)"):
         check_out(tmp_path)
     with pytest.raises(ValueError, match=r"is a file: name a new folder"):
         check_out(tmp_path / "notes.txt")
