@@ -1,7 +1,8 @@
 """Speculative decoding draws from the model's own distribution: counted on a toy that can be
-enumerated, through the very `Drafts` that the painter uses.
+enumerated, through the very `Drafts` and `Branches` that the painter uses.
 
-Legend: N pictures, W steps of a window, S steps of a picture, K codes, X possible pictures.
+Legend: N pictures, W steps of a window, T nodes of a tree, S steps of a picture, K codes,
+X possible pictures.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from arra.generate import speculative
 from arra.generate.sampling import RowSampling, code_probabilities, filters, guide
 from arra.generate.settings import Sampling
 from arra.generate.speculative import Drafts
+from arra.generate.tree import Branches, gumbel
 
 CODES, STEPS, FORCED = 3, 5, 3
 """Codes, steps, and the step that the format dictates."""
@@ -186,3 +188,86 @@ def test_greedy_pictures_are_the_greedy_ones(coupled: bool) -> None:
     codes_XS, chance_X = toy.law()
     found_NS = paint_toy(toy, 100, 4, coupled=coupled, adaptive=True)
     assert (found_NS == codes_XS[chance_X.argmax()]).all()
+
+
+# ---- a tree of drafts ----------------------------------------------------------------------------
+
+
+def begun_tree(toy: Toy, pictures: int, nodes: int) -> Branches:
+    branches = Branches(pictures, STEPS, nodes, CODES, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(1)
+    start_NS = torch.zeros(pictures, STEPS, dtype=torch.long)
+    first_NK = toy.chances(0, start_NS)
+    start_NS[:, 0] = torch.multinomial(first_NK, 1, replacement=True, generator=draw)[:, 0]
+    forced_NS = (torch.arange(STEPS) == FORCED).expand(pictures, -1)
+    noise_NSK = gumbel(draw, pictures, STEPS, CODES)
+    branches.begin(range(pictures), start_NS, forced_NS, first_NK, noise_NSK)
+    return branches
+
+
+def paint_tree(toy: Toy, pictures: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Codes (N, S) and passes (N,); each node is asked about with the codes on its own way."""
+    branches = begun_tree(toy, pictures, nodes)
+    above_TT, level_T = branches.tree.above_TT, branches.level_T
+    while (branches.final_N < STEPS).any():
+        step_NT = branches.propose(nodes)
+        p_NTK = torch.full((*step_NT.shape, CODES), 1 / CODES, dtype=torch.float64)
+        for node in range(nodes):
+            codes_NS = branches.code_NS.clone()
+            for other in above_TT[node].nonzero()[1:, 0]:
+                place_N1 = (branches.final_N + level_T[other] - 1)[:, None]
+                codes_NS.scatter_(1, place_N1, branches.draft_NT[:, other, None])
+            for step in range(1, STEPS):
+                rows = step_NT[:, node] == step
+                p_NTK[rows, node] = toy.chances(step, codes_NS[rows])
+        branches.judge(p_NTK)
+    return branches.code_NS[:, :STEPS], branches.passes_N
+
+
+TREES = [
+    pytest.param(Sampling(cfg=1.0), 2, id="2 nodes"),
+    pytest.param(Sampling(cfg=3.0), 9, id="guided"),
+    pytest.param(Sampling(cfg=3.0, temperature=1.4), 16, id="guided, warm"),
+    pytest.param(Sampling(cfg=2.0, top_k=2), 5, id="guided, top-k"),
+    pytest.param(Sampling(cfg=1.5, top_p=0.85, temperature=0.9), 8, id="top-p"),
+]
+
+
+def check_trees(sampling: Sampling, nodes: int, n: int) -> None:
+    toy = Toy(sampling)
+    found_NS, passes_N = paint_tree(toy, n, nodes)
+    assert p_value(found_NS, *toy.law()) > 1e-3
+    assert passes_N.double().mean() < STEPS, "some drafts stayed"
+
+
+@pytest.mark.parametrize(("sampling", "nodes"), TREES)
+def test_pictures_of_trees_are_as_likely_as_the_model_says(sampling: Sampling, nodes: int) -> None:
+    check_trees(sampling, nodes, 10_000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("sampling", "nodes"), TREES)
+def test_a_hundred_thousand_pictures_of_trees_are(sampling: Sampling, nodes: int) -> None:
+    check_trees(sampling, nodes, 100_000)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("nodes", [2, 7, 16])
+def test_a_tree_changes_nothing_but_the_number_of_passes(nodes: int, temperature: float) -> None:
+    """The picture is the one that the same noise gives step by step."""
+    toy = Toy(Sampling(cfg=3.0, temperature=temperature))
+    begun = begun_tree(toy, 1_000, nodes)
+    expected_NS = begun.code_NS[:, :STEPS].clone()
+    for step in set(range(1, STEPS)) - {FORCED}:
+        log_p_NK = toy.chances(step, expected_NS).log()
+        expected_NS[:, step] = (log_p_NK + begun.noise_NSK[:, step]).argmax(-1)
+    assert torch.equal(paint_tree(toy, 1_000, nodes)[0], expected_NS)
+
+
+def test_a_wrong_noise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def normal(generator: torch.Generator, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    monkeypatch.setitem(globals(), "gumbel", normal)
+    toy = Toy(Sampling(cfg=3.0))
+    assert p_value(paint_tree(toy, 10_000, 9)[0], *toy.law()) < 1e-9

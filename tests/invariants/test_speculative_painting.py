@@ -95,7 +95,11 @@ def check_greedy(backbone: Backbone, grid: tuple[int, int]) -> None:
         sampling = Sampling(cfg=cfg, temperature=0.0, cfg_interval=interval)
         requests = requests_of(backbone, sampling, grid)
         plain = Engine(backbone, 5).paint(requests)
-        for speculation in (Speculation("sjd", 3), Speculation("scd", 6, adaptive=True)):
+        for speculation in (
+            Speculation("sjd", 3),
+            Speculation("scd", 6, adaptive=True),
+            Speculation("tree", 11),
+        ):
             for expected_hw, found_hw in zip(
                 plain, paint(backbone, requests, speculation), strict=True
             ):
@@ -172,12 +176,14 @@ def check_law(sampling: Sampling, speculation: Speculation, n: int) -> None:
 DRAWN = [
     (Sampling(cfg=1.0), Speculation("sjd", 3)),
     (Sampling(cfg=2.0), Speculation("scd", 4)),
+    (Sampling(cfg=2.0), Speculation("tree", 7)),
     (Sampling(cfg=2.0, top_k=2), Speculation("sjd", 4, adaptive=True)),
     (Sampling(cfg=2.0, top_p=0.9), Speculation("scd", 6, adaptive=True)),
+    (Sampling(cfg=2.0, top_k=2), Speculation("tree", 12)),
 ]
 
 
-@pytest.mark.parametrize(("sampling", "speculation"), DRAWN[:2])
+@pytest.mark.parametrize(("sampling", "speculation"), DRAWN[:3])
 def test_pictures_are_as_likely_as_the_model_says(
     sampling: Sampling, speculation: Speculation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +205,9 @@ def test_a_hundred_thousand_pictures_are(
 
 @pytest.mark.parametrize("kind", ["lumina", "classes"])
 @pytest.mark.parametrize(
-    "speculation", [Speculation("sjd", 4), Speculation("scd", 8, adaptive=True)], ids=["sjd", "scd"]
+    "speculation",
+    [Speculation("sjd", 4), Speculation("scd", 8, adaptive=True), Speculation("tree", 16)],
+    ids=["sjd", "scd", "tree"],
 )
 def test_a_picture_does_not_depend_on_its_neighbours(kind: str, speculation: Speculation) -> None:
     """float32, bit for bit: alone, among others of all settings, one of them cancelled."""
@@ -234,11 +242,12 @@ def test_a_picture_does_not_depend_on_its_neighbours(kind: str, speculation: Spe
         assert event.kept + event.forwards >= len(event.codes_hw.flatten()) - 1
 
 
-def test_rows_of_a_streamed_picture_are_told_as_they_are_final() -> None:
+@pytest.mark.parametrize("speculation", [Speculation("scd", 8), Speculation("tree", 24)])
+def test_rows_of_a_streamed_picture_are_told_as_they_are_final(speculation: Speculation) -> None:
     backbone = fresh("lumina")
     [request, *_] = requests_of(backbone, Sampling(cfg=3.0, temperature=0.5))
     streamed = Request(request.prefix, 3, GRID, request.sampling, streamed=True)
-    engine = Engine(backbone, 4, speculation=Speculation("scd", 8))
+    engine = Engine(backbone, 4, speculation=speculation)
     engine.submit(streamed)
     *parts, last = [event for events in engine.events() for event in events]
     assert isinstance(last, Painted)
@@ -256,6 +265,25 @@ def test_a_model_that_diverged_is_named() -> None:
         backbone.output_table.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         paint(backbone, requests_of(backbone, Sampling(cfg=1.0)), Speculation("sjd", 4))
+
+
+@pytest.mark.parametrize("kind", FRESH)
+def test_the_size_of_the_tree_changes_no_picture(kind: str) -> None:
+    backbone = fresh(kind)
+    backbone.model.double()
+    requests = requests_of(backbone, Sampling(cfg=3.0, temperature=0.8, top_p=0.95))
+    chain = paint(backbone, requests, Speculation("tree", 2))
+    for nodes in (12, 40):
+        for expected_hw, found_hw in zip(
+            chain, paint(backbone, requests, Speculation("tree", nodes)), strict=True
+        ):
+            assert torch.equal(expected_hw, found_hw)
+    backbone.model.float()
+
+
+def test_a_tree_has_one_size() -> None:
+    with pytest.raises(ValueError, match="--adaptive-window is for sjd and scd"):
+        Speculation("tree", adaptive=True)
 
 
 def test_a_window_has_two_codes_at_least() -> None:

@@ -38,7 +38,7 @@ from arra.bench.train_arms import require_checkout
 from arra.device import cpu_has_bfloat16, pick_device
 from arra.files import read_json
 from arra.generate.pipeline import Pipeline
-from arra.generate.settings import DEFAULT_WINDOW, Sampling, Speculation
+from arra.generate.settings import Sampling, Speculation
 from arra.models import native
 from arra.models.base import Backbone, Grid
 from arra.models.loading import PIPELINE, load_model, model_place
@@ -77,10 +77,10 @@ class BenchGenerateConfig:
     """Another arm: ours with the decode step compiled."""
     quantization: tuple[Literal["int8", "int4", "fp8"], ...] = ()
     """More arms: ours with smaller weights."""
-    speculate: tuple[Literal["sjd", "scd"], ...] = ()
+    speculate: tuple[Literal["sjd", "scd", "tree"], ...] = ()
     """More arms: ours with speculation. It says something of a trained --model alone."""
-    window: int = DEFAULT_WINDOW
-    """Of the arms with speculation."""
+    window: int | None = None
+    """Of the arms with speculation. Default: 8, of a tree 64."""
     llamagen: str | None = None
     """A checkout of FoundationVision/LlamaGen: its own `generate` is an arm."""
     transformers: bool = False

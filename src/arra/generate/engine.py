@@ -20,6 +20,7 @@ from arra.generate.lane import Lane
 from arra.generate.request import Event, Painted, Request, columns_of
 from arra.generate.settings import DEFAULT_SLOTS, NO_SPECULATION, Speculation, check_slots
 from arra.generate.speculative_lane import SpeculativeLane
+from arra.generate.tree_lane import TreeLane
 from arra.models.base import Backbone
 
 COLUMN_STEP = 64
@@ -192,7 +193,8 @@ class Engine:
     def _new_lane(self, columns: int, rows_each: int) -> Lane:
         if self.speculation.mode == "off":
             return Lane(self.backbone, self.slots, columns, compiled=self.compiled)
-        return SpeculativeLane(
+        of_mode = TreeLane if self.speculation.mode == "tree" else SpeculativeLane
+        return of_mode(
             self.backbone,
             self.slots,
             columns,

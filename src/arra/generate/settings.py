@@ -10,7 +10,7 @@ DEFAULT_SLOTS = 32
 """Rows per forward pass. Enough to hide Python's overhead of a small model, few enough that four
 pictures do not wait for many idle rows; evaluation and the demo ask for more."""
 
-DEFAULT_WINDOW = 8
+DEFAULT_WINDOW = {"off": 8, "sjd": 8, "scd": 8, "tree": 64}
 """Codes that a speculating pass looks at (experiments/speculation)."""
 
 
@@ -80,17 +80,24 @@ class Speculation:
     """Several codes per forward pass, where they could be foreseen (docs/speculation.md).
 
     Attributes:
-        mode: "sjd" = speculative Jacobi decoding, "scd" = its coupled form.
-        window: codes that a pass looks at, at most.
+        mode: "sjd" = speculative Jacobi decoding, "scd" = its coupled form, "tree" = a tree of
+            drafts by one noise.
+        window: codes that a pass looks at, at most; None = the mode's own (`width`).
         adaptive: a picture's window is narrower where few of its codes can be foreseen.
     """
 
-    mode: Literal["off", "sjd", "scd"] = "off"
-    window: int = DEFAULT_WINDOW
+    mode: Literal["off", "sjd", "scd", "tree"] = "off"
+    window: int | None = None
     adaptive: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.window >= 2, "--window must be at least 2", self.window)
+        _require(self.width >= 2, "--window must be at least 2", self.width)
+        if self.adaptive and self.mode == "tree":
+            raise ValueError("--adaptive-window is for sjd and scd: a tree has a fixed size")
+
+    @property
+    def width(self) -> int:
+        return DEFAULT_WINDOW[self.mode] if self.window is None else self.window
 
 
 @dataclass(frozen=True)
@@ -130,13 +137,14 @@ class GenerateConfig:
     compile: bool = False
     """Compile the decode step: faster pictures after a first one that takes a minute longer. Its
     rounding is its own."""
-    speculate: Literal["off", "sjd", "scd"] = "off"
-    """Several codes per forward pass, drawn from the same distribution: speculative Jacobi decoding
-    or its coupled form. For few pictures at a time (docs/speculation.md)."""
-    window: int = DEFAULT_WINDOW
-    """Codes that a pass of --speculate looks at, at most."""
+    speculate: Literal["off", "sjd", "scd", "tree"] = "off"
+    """Several codes per forward pass, drawn from the same distribution: speculative Jacobi
+    decoding, its coupled form, or a tree of drafts, which takes the fewest passes and the most
+    arithmetic. For few pictures at a time (docs/speculation.md)."""
+    window: int | None = None
+    """Codes that a pass of --speculate looks at, at most. Default: 8, of a tree 64."""
     adaptive_window: bool = False
-    """A picture's window is narrower where few of its codes can be foreseen."""
+    """A picture's window is narrower where few of its codes can be foreseen (not of a tree)."""
     image_tokenizer: str | None = None
     """Folder, file or hub id; default: the one that the model was trained with."""
     text_encoder: str | None = None

@@ -192,6 +192,10 @@ class Drafts:
         self.code_NS.scatter_(1, step_NW, draft_NW)
         return step_NW
 
+    def fed(self, step_NW: Tensor) -> Tensor:
+        """The codes before the steps that `propose` gave, (N, W)."""
+        return self.code_NS.gather(1, (step_NW - 1).clamp(min=0))
+
     def live(self, step_NW: Tensor) -> Tensor:
         """Which of the steps that `propose` gave are in their picture's window, (N, W) bool."""
         mine_N = (self.width_N == step_NW.shape[1]) & (self.final_N < self.length_N)

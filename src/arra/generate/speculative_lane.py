@@ -20,6 +20,7 @@ from arra.generate.request import Painted, Request
 from arra.generate.sampling import RowSampling, code_probabilities, guide, sample
 from arra.generate.settings import Speculation
 from arra.generate.speculative import Drafts
+from arra.generate.tree import Branches
 from arra.models.base import Backbone
 
 
@@ -41,26 +42,34 @@ class SpeculativeLane(Lane):
         compiled: bool = False,
     ) -> None:
         super().__init__(backbone, rows, columns, compiled=compiled)
-        device, codes = backbone.device, len(backbone.layout.code_ids)
-        pictures = rows // rows_each
-        self._drafts = Drafts(
-            pictures,
-            columns,
-            speculation.window,
-            codes,
-            coupled=speculation.mode == "scd",
-            adaptive=speculation.adaptive,
-            device=device,
-            dtype=torch.promote_types(next(backbone.model.parameters()).dtype, torch.float32),
-        )
+        device, pictures = backbone.device, rows // rows_each
+        self._window = speculation.width
+        self._drafts = self._new_drafts(pictures, speculation)
         self._rows_each, self._greedy = rows_each, False
         self._leader_N = torch.arange(pictures, device=device) * rows_each
         self._picture_R = (torch.arange(rows, device=device) // rows_each).clamp(max=pictures - 1)
         self._begun_R = torch.zeros(rows, dtype=torch.long, device=device)
-        self._widths = [speculation.window] * pictures
+        self._widths = [self._window] * pictures
         self._look_now = self._look
         if compiled:
             self._look_now = torch.compile(self._look, dynamic=False)
+
+    def _new_drafts(self, pictures: int, speculation: Speculation) -> Drafts | Branches:
+        return Drafts(
+            pictures,
+            self.columns,
+            self._window,
+            len(self.backbone.layout.code_ids),
+            coupled=speculation.mode == "scd",
+            adaptive=speculation.adaptive,
+            device=self.backbone.device,
+            dtype=self._dtype,
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of probabilities."""
+        return torch.promote_types(next(self.backbone.model.parameters()).dtype, torch.float32)
 
     # ---- who sits where -------------------------------------------------------------------------
 
@@ -89,26 +98,26 @@ class SpeculativeLane(Lane):
         logits_RK = self._guided(state.hidden_RD, state.scale_RS[:, :1])
         state.finite_R.logical_and_(logits_RK.amax(-1).isfinite() | (state.active_R == 0))
         first_R = sample(logits_RK, state.uniform_RS[:, 0], rows)
+        p_RK = code_probabilities(logits_RK, rows)
         for seat in seats:
-            start_S, source_S, uniform_SW = self._tables_of(seat)
+            start_S, *tables = self._tables_of(seat, p_RK[seat.rows[0]])
             start_S = start_S.to(first_R.device)
             start_S[0] = first_R[seat.rows[0]]
             forced_S = torch.tensor(seat.steps.forced) >= 0
             picture = self._picture(seat)
-            tables = (start_S, forced_S, source_S, uniform_SW)
-            drafts.begin([picture], *(table[None] for table in tables))
+            drafts.begin([picture], *(table[None] for table in (start_S, forced_S, *tables)))
             self._widths[picture] = drafts.first_width
             self._begun_R[list(seat.rows)] = state.position_R[list(seat.rows)]
             seat.done = 1
 
-    def _tables_of(self, seat: Seat) -> tuple[Tensor, Tensor, Tensor]:
+    def _tables_of(self, seat: Seat, p_K: Tensor) -> tuple[Tensor, ...]:
         """A picture's codes to begin with (S,), sources of drafts (S,) and uniforms (S, W).
 
         The first draft of a code is a copy of the one above it, in the first row of the one before.
         """
         steps, width = len(seat.steps.forced), seat.request.grid[1]
         draw = torch.Generator().manual_seed(seat.request.seed)
-        shape = (steps, self._drafts.window + 1)
+        shape = (steps, self._window + 1)
         # The first ones of this stream draw the first code, and nothing else here.
         torch.rand(steps, generator=draw, dtype=torch.float64)
         uniform = torch.rand(shape, generator=draw, dtype=torch.float64)
@@ -150,7 +159,7 @@ class SpeculativeLane(Lane):
         # What a step follows from is the token before it.
         fed_NW = (step_NW - 1).clamp(min=0)
         forced_NW = state.forced_RS[leader_N].gather(1, fed_NW.clamp(max=self.columns - 1))
-        code_NW = self._code_ids_K[drafts.code_NS.gather(1, fed_NW)]
+        code_NW = self._code_ids_K[drafts.fed(step_NW)]
         token_NW = torch.where(forced_NW >= 0, forced_NW, code_NW)
         # Beyond the picture all stands at its last code's place, which no step sees.
         last_NW = fed_NW.minimum((drafts.length_N[:, None] - 1).clamp(min=0))

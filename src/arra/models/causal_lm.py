@@ -8,6 +8,8 @@ vocabulary, K codes.
 """
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,28 +147,29 @@ class CausalLM(Backbone):
         tokens = ids_BT.shape[1]
         cache.begin(rows_B, tokens)
         positions_BT = torch.arange(tokens, device=ids_BT.device).expand(len(rows_B), -1)
-        return self._decoded(ids_BT, positions_BT, tokens, cache)
+        seen = partial(visible, positions_BT, tokens)
+        return self._decoded(ids_BT, positions_BT, seen, cache)
 
     def step(self, ids_BT: Tensor, positions_BT: Tensor, cache: RowCache) -> Tensor:
         cache.go_on(positions_BT)
-        return self._decoded(ids_BT, positions_BT, cache.columns, cache)
+        return self._decoded(ids_BT, positions_BT, partial(cache.seen, positions_BT), cache)
 
     def _inputs(self, ids_BT: Tensor) -> dict[str, Tensor]:
         """The decoder's arguments that stand for these ids."""
         return {"input_ids": ids_BT}
 
     def _decoded(
-        self, ids_BT: Tensor, positions_BT: Tensor, columns: int, cache: RowCache
+        self, ids_BT: Tensor, positions_BT: Tensor, seen: Callable[..., Tensor], cache: RowCache
     ) -> Tensor:
         return self._decoder(
             **self._inputs(ids_BT),
-            attention_mask=self._masks(positions_BT, columns),
+            attention_mask=self._masks(seen),
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
 
-    def _masks(self, positions_BT: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
+    def _masks(self, seen: Callable[..., Tensor]) -> Tensor | dict[str, Tensor]:
         """Which columns are seen, in the form that the attention in use wants, (B, 1, T, C); by
         kind of layer, where a model has two."""
         config = self.model.config.get_text_config()
@@ -174,8 +177,7 @@ class CausalLM(Backbone):
         kinds = set(getattr(config, "layer_types", None) or ())
         kinds = kinds or {FULL if window is None else SLIDING}
         masks = {
-            kind: self._mask(visible(positions_BT, columns, window if kind == SLIDING else None))
-            for kind in kinds
+            kind: self._mask(seen(window=window if kind == SLIDING else None)) for kind in kinds
         }
         return masks if len(masks) > 1 else masks.popitem()[1]
 

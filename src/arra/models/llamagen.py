@@ -255,7 +255,8 @@ class LlamaGen(Backbone):
         return self.model.hidden(ids_BT, text=text, cache=cache)
 
     def step(self, ids_BT: Tensor, positions_BT: Tensor, cache: RowCache) -> Tensor:
-        if self._decode_step is not None and not torch.compiler.is_compiling():
+        branched = cache.seen_TT is not None  # the steps made for CPUs know rows of tokens alone
+        if self._decode_step is not None and not branched and not torch.compiler.is_compiling():
             return self._decode_step(ids_BT, positions_BT, cache)
         cache.go_on(positions_BT)
         seen_B1TC = cache.seen(positions_BT)[:, None]

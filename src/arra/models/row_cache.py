@@ -81,6 +81,7 @@ class RowCache(Cache):
     Attributes:
         rows, columns: R and C.
         hidden_RC: columns that nobody sees but their own token (empty caption slots), or None.
+        seen_TT: which tokens of a pass a token sees, where passes hold trees of tokens; or None.
     """
 
     def __init__(self, layers: int, rows: int, columns: int) -> None:
@@ -88,6 +89,7 @@ class RowCache(Cache):
         super().__init__(layers=[_Layer(self._place, rows, columns) for _ in range(layers)])
         self.rows, self.columns = rows, columns
         self.hidden_RC: Tensor | None = None
+        self.seen_TT: Tensor | None = None
 
     @property
     def nobody(self) -> int:
@@ -103,11 +105,32 @@ class RowCache(Cache):
         place.columns_BT = columns_T.expand(len(rows_B), -1)
         place.fresh = True
 
-    def go_on(self, columns_BT: Tensor) -> None:
-        """The next pass holds tokens of all rows, each at these columns of its own."""
-        assert len(columns_BT) == self.rows, "a step has all rows"
+    def branch(self, seen_TT: Tensor) -> None:
+        """From now on passes hold trees of T tokens, the first of which is the root: token t sees
+        what is before the root, and the tokens of its row of `seen_TT` (bool). They have columns
+        of their own behind each other, from the root's position on; see `keep`."""
+        self.seen_TT = seen_TT
+
+    def go_on(self, positions_BT: Tensor) -> None:
+        """The next pass holds tokens of all rows, each at a position of its own."""
+        assert len(positions_BT) == self.rows, "a step has all rows"
         place = self._place
-        place.rows_B1, place.columns_BT, place.fresh = None, columns_BT, False
+        place.rows_B1, place.columns_BT, place.fresh = None, self._columns(positions_BT), False
+
+    def _columns(self, positions_BT: Tensor) -> Tensor:
+        if self.seen_TT is None:
+            return positions_BT
+        return positions_BT[:, :1] + torch.arange(len(self.seen_TT), device=positions_BT.device)
+
+    def keep(self, from_RD: Tensor, to_RD: Tensor) -> None:
+        """Copies columns within each row: what a tree's pass left at a column may be the token of
+        another position."""
+        row_R1 = torch.arange(self.rows, device=from_RD.device)[:, None]
+        for layer in self.layers:
+            assert isinstance(layer, _Layer)
+            for table in (layer.keys, layer.values):
+                assert table is not None
+                table[row_R1, :, to_RD] = table[row_R1, :, from_RD]
 
     def hide(self, rows_B: Tensor, hidden_BT: Tensor) -> None:
         """Hides columns 0 to T - 1 of these rows where `hidden_BT` (bool) says so."""
@@ -116,12 +139,22 @@ class RowCache(Cache):
             self.hidden_RC = torch.zeros(shape, dtype=torch.bool, device=hidden_BT.device)
         self.hidden_RC[rows_B, : hidden_BT.shape[1]] = hidden_BT
 
-    def seen(self, columns_BT: Tensor) -> Tensor:
-        """Which columns the tokens of a `go_on` pass see, (B, T, C) bool."""
-        seen_BTC = visible(columns_BT, self.columns)
+    def seen(self, positions_BT: Tensor, window: int | None = None) -> Tensor:
+        """Which columns the tokens of a `go_on` pass see, (B, T, C) bool; see `visible`."""
+        seen_BTC = visible(positions_BT, self.columns, window)
+        if self.seen_TT is not None:
+            columns_C = torch.arange(self.columns, device=positions_BT.device)
+            seen_BTC = seen_BTC & (columns_C < positions_BT[:, :1, None])
+            near_BTT = self.seen_TT.expand(len(positions_BT), -1, -1)
+            if window is not None:
+                near_BTT = near_BTT & (positions_BT[:, :, None] - positions_BT[:, None] < window)
+            columns_B1T = self._columns(positions_BT)[:, None].expand_as(near_BTT)
+            seen_BTC = seen_BTC.scatter(2, columns_B1T, near_BTT)
         if self.hidden_RC is None:
             return seen_BTC
-        itself_BTC = columns_BT[..., None] == torch.arange(self.columns, device=columns_BT.device)
+        itself_BTC = self._columns(positions_BT)[..., None] == torch.arange(
+            self.columns, device=positions_BT.device
+        )
         return (seen_BTC & ~self.hidden_RC[: self.rows, None]) | itself_BTC
 
 
