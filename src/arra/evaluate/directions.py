@@ -4,11 +4,11 @@ from typing import Literal
 
 LOWER = (
     *("fd", "fid", "sfid", "fd_infinity", "fid_infinity", "kid", "cmmd", "ms_ssim_diversity"),
-    *("scenes/fragments", "perplexity", "bits_per_byte"),
+    *("scenes/fragments", "perplexity", "bits_per_byte", "copies", "exact_copies"),
 )
 HIGHER = (
     *("precision", "recall", "density", "coverage", "vendi", "is"),
-    *("ms_ssim_paired", "scenes", "clip_score", "auroc"),
+    *("ms_ssim_paired", "scenes", "clip_score", "auroc_generated"),
 )
 
 

@@ -31,6 +31,7 @@ class Measured:
         scores: of each generated picture, by index: {name: (N,)}, NaN where there is no answer.
         real, generated: the sets, where images were judged.
         size: pixels per side that both were cropped to.
+        galleries: pictures to show beside the best and worst by each score.
     """
 
     report: dict[str, Any]
@@ -38,6 +39,7 @@ class Measured:
     real: ImageSet | None = None
     generated: ImageSet | None = None
     size: int = 0
+    galleries: list[Gallery] = field(default_factory=list)
 
 
 def write_evaluation(out: Path, measured: Measured) -> None:
@@ -57,6 +59,7 @@ def write_evaluation(out: Path, measured: Measured) -> None:
             with (folder / SCORES).open("w", encoding="utf-8") as file:
                 file.writelines(rows)
             shown = galleries(measured.generated, measured.real, measured.scores, measured.size)
+            shown += measured.galleries
         for each in shown:
             sheet(each.cells).save(folder / f"{each.name}.png", "PNG", optimize=True)
         (folder / "report.md").write_text(markdown(measured.report, shown), encoding="utf-8")

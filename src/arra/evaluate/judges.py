@@ -1,12 +1,16 @@
 """Who looks at each generated picture, by what `arra evaluate` is asked to measure."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from arra.device import pick_device
+from arra.evaluate.copies import CopiesPass
+from arra.evaluate.gallery import Gallery
 from arra.evaluate.image_set import ImageSet
 from arra.evaluate.passes import Judge, ScenePass
 from arra.evaluate.pathology_pass import PathologyPass
-from arra.evaluate.reference import Reference
+from arra.evaluate.reference import Reference, stored_set
 from arra.evaluate.settings import EvaluateConfig
 from arra.evaluate.text_image import ClipJudge, ClipPass
 from arra.evaluate.xrv import XrvFeatures
@@ -44,7 +48,34 @@ def open_judges(
     judges += clips
     if "auroc" in metrics:
         judges.append(_of_pathologies(config, generated, reference, size))
+    if "copies" in metrics:
+        judges += _of_copies(config, generated, reference, size)
     return judges
+
+
+def galleries_of(judges: Sequence[Judge]) -> list[Gallery]:
+    """What judges have to show beside their scores."""
+    return [each.gallery() for each in judges if isinstance(each, CopiesPass)]
+
+
+def _of_copies(
+    config: EvaluateConfig, generated: ImageSet, reference: Reference, size: int
+) -> list[CopiesPass]:
+    """The training pictures are all of them, whatever --limit says: a copy may be of any."""
+    real = reference.real
+    if config.training is not None:
+        everything = replace(config, limit=None)
+        training = stored_set(everything, config.training, config.training_split)
+        if real is not None and real.described()["sha256"] == training.described()["sha256"]:
+            real = None
+    elif real is not None:
+        training, real = real, None
+    else:
+        raise ValueError("--metrics copies needs pictures of --training, or of --real")
+    return [
+        CopiesPass(each, generated, training, real, size, config.batch_size)
+        for each in reference.extractors
+    ]
 
 
 def _of_pathologies(

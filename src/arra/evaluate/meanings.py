@@ -42,6 +42,8 @@ MEANINGS = {
     "auroc_real": Meaning("area under a classifier's ROC curve on real pictures"),
     "auroc_generated": Meaning("area under a classifier's ROC curve on generated pictures"),
     "auroc_difference": Meaning("of a classifier's ROC areas, real minus generated"),
+    "copies": Meaning("nearer to a training picture than 99 % of held-out real ones", share=True),
+    "exact_copies": Meaning("training pictures to the pixel", share=True),
     "perplexity": Meaning("of the text, a token"),
     "bits_per_byte": Meaning("of the text"),
 }

@@ -19,10 +19,10 @@ from arra.evaluate.collected import Gaussian
 from arra.evaluate.finding import Finding
 from arra.evaluate.folder import Measured, write_evaluation
 from arra.evaluate.image_set import ImageSet, StoredSet
-from arra.evaluate.judges import circular, open_judges
+from arra.evaluate.judges import circular, galleries_of, open_judges
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
 from arra.evaluate.moments import computed_from
-from arra.evaluate.outputs import check_out
+from arra.evaluate.outputs import check_out, is_file
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
@@ -117,6 +117,8 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     for judge in judges:
         put(report, judge.findings(), None)
         measured.scores |= judge.scores()
+    if config.out is not None and not is_file(config.out):
+        measured.galleries = galleries_of(judges)
     if generated.seeds is not None and seeds:
         put_by_seed(report, seeds, of_seeds, measured.scores, generated.seeds)
     measured.real, measured.generated, measured.size = real, generated, size

@@ -13,7 +13,7 @@ from arra.evaluate.resizing import PUBLISHED, Filter
 from arra.evaluate.xrv import is_xrv
 from arra.generate.settings import DEFAULT_SLOTS
 
-METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "auroc", "scenes")
+METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "auroc", "copies", "scenes")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class MeasureConfig:
     with --extractor inception fd is FID, sfid is sFID and is the Inception Score;
     ms_ssim_diversity (among the generated), ms_ssim_paired (each to its real image); clip_score
     (each to its prompt, in the eyes of --clip); auroc (how well --extractor xrv:FILE tells
-    pathologies in generated images, and in real ones); scenes (reads the pixels of drawn scenes
+    pathologies in generated images, and in real ones); copies (how many are closer to a picture of
+    --training than real images that were not trained on); scenes (reads the pixels of drawn scenes
     back and compares them with the prompts)."""
     extractor: tuple[str, ...] = ()
     """Networks whose features are compared: inception (FID's; or inception:FILE of its weights),
@@ -44,6 +45,11 @@ class MeasureConfig:
     labels: str | None = None
     """Of auroc: the column that names all that an image shows; default: a column per pathology, or
     labels, label, finding, findings or finding_labels."""
+    training: str | None = None
+    """Of copies: all that the painter was trained on, in any form of --real, which is then held
+    out; default: --real itself."""
+    training_split: str | None = None
+    """Split of --training, where it has several."""
     unmentioned: Unmentioned = "unknown"
     """Of auroc: what an empty cell of a pathology's own column means."""
     split: str | None = None
@@ -137,13 +143,17 @@ class EvaluateConfig(MeasureConfig):
         if compares and self.real is None:
             raise ValueError(f"--metrics {','.join(compares)} compares with --real: give it")
         self._check_inception()
+        if self.training is not None and "copies" not in self.metric_names:
+            raise ValueError("--training is what --metrics copies looks for: give both")
+        if "copies" in self.metric_names and self.training is None and self.real is None:
+            raise ValueError("--metrics copies needs --training: what the painter was trained on")
         if "auroc" in self.metric_names and (
             self.real is None or not any(map(is_xrv, self.extractor))
         ):
             raise ValueError("--metrics auroc needs --real, with labels, and --extractor xrv:FILE")
         if self.save_moments is not None and (self.real is None or len(self.extractor) != 1):
             raise ValueError("--save-moments is of --real under one --extractor: give one of each")
-        sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi")]
+        sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi", "copies")]
         if sees and not self.extractor:
             raise ValueError(
                 f"--metrics {','.join(sees)} needs --extractor: a folder, a hub id or "
