@@ -32,21 +32,27 @@ INCEPTION_ONLY = ("sfid", CLASSIFIED)
 KEPT_ROWS = 50_000
 """Rows of features that kid and fd_infinity draw from: all of a usual evaluation."""
 PAIRED_ROWS = 10_000
-"""Rows that are compared each with each, and that intervals are estimated from: those with the
-smallest keys, a random sample."""
+"""Rows that are compared each with each unless more are asked for, and that intervals are estimated
+from: those with the smallest keys, a random sample."""
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 """As published: ADM's evaluator; Naeem et al. 2020."""
 FEW = "needs at least 2 images in each set"
 NO_IMAGES = "--real has moments of real images, not the images, which this compares"
 
 
-def rows_needed(metrics: Collection[str]) -> dict[str, int]:
-    """The streams that some metrics look at, each with how many of its rows must be kept."""
+def rows_needed(metrics: Collection[str], paired: int) -> dict[str, int]:
+    """The streams that some metrics look at, each with how many of its rows must be kept.
+
+    `paired` rows are compared each with each.
+    """
     asked, needed = set(metrics), {}
-    if {"kid", "fd_infinity"} & asked:
-        needed[FEATURES] = KEPT_ROWS
-    elif {"fd", "cmmd", "prdc", "vendi"} & asked:
-        needed[FEATURES] = PAIRED_ROWS
+    by_metric = {
+        **dict.fromkeys(("kid", "fd_infinity"), KEPT_ROWS),
+        **dict.fromkeys(("cmmd", "prdc", "vendi"), paired),
+        "fd": PAIRED_ROWS,
+    }
+    if by_metric.keys() & asked:
+        needed[FEATURES] = max(by_metric[name] for name in by_metric.keys() & asked)
     if "sfid" in asked:
         needed[SPATIAL] = PAIRED_ROWS
     if CLASSIFIED in asked:
@@ -60,14 +66,16 @@ def compared(
     metrics: Collection[str],
     *,
     kept: Mapping[str, Gaussian],
+    paired: int,
     subsets: int,
     subset_size: int,
     seed: int,
 ) -> dict[str, Finding]:
     """The measures of one extractor's streams, by key; null where there is no reference for one.
 
-    `kept` has moments of the reference by stream, in the place of those of `real`. What is of a
-    stream that this extractor lacks is left to those that have it.
+    `kept` has moments of the reference by stream, in the place of those of `real`; `paired` rows
+    are compared each with each. What is of a stream that this extractor lacks is left to those that
+    have it.
     """
     name = generated.extractor.name
     found: dict[str, Finding] = {}
@@ -80,7 +88,7 @@ def compared(
         return found
     judged = generated.streams[FEATURES]
     if "vendi" in metrics:
-        found[f"vendi@{name}"] = vendi_score(judged.rows_ND[:PAIRED_ROWS])
+        found[f"vendi@{name}"] = vendi_score(judged.rows_ND[:paired])
     if {"fd", "fd_infinity"} & set(metrics):
         gaussian = _reference(FEATURES, real, kept)
     if "fd" in metrics:
@@ -106,7 +114,7 @@ def compared(
             subset_size=subset_size,
             seed=seed,
         )
-    first = reference.rows_ND[:PAIRED_ROWS], judged.rows_ND[:PAIRED_ROWS]
+    first = reference.rows_ND[:paired], judged.rows_ND[:paired]
     if "cmmd" in metrics:
         found[f"cmmd@{name}"] = cmmd(*first)
     if "prdc" in metrics:

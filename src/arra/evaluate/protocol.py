@@ -135,6 +135,7 @@ def _compared(
         found,
         config.metric_names,
         kept=kept,
+        paired=config.paired_images,
         subsets=config.kid_subsets,
         subset_size=config.kid_subset_size,
         seed=config.seed,

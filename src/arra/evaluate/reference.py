@@ -42,7 +42,7 @@ class Reference:
         self._config = config
         self.real, self.moments = _opened(config)
         self.extractors = _extractors(config)
-        self.keep = rows_needed(config.metric_names)
+        self.keep = rows_needed(config.metric_names, config.paired_images)
         self._passes: dict[int, list[FeaturePass]] = {}
 
     def features(self, size: int) -> list[FeaturePass]:
@@ -94,7 +94,7 @@ class Reference:
     def _wanted(self, extractor: Extractor, size: int) -> dict[str, int]:
         known = self.kept(extractor, size)
         left = [name for name in self._config.metric_names if MEASURES.get(name) not in known]
-        wanted = rows_needed(left)
+        wanted = rows_needed(left, self._config.paired_images)
         wanted.pop(LOGITS, None)
         if self._config.save_moments is not None:
             wanted = {FEATURES: 0, SPATIAL: 0} | wanted

@@ -7,7 +7,13 @@ from typing import Annotated
 import tyro
 
 from arra.evaluate.inception import is_inception
-from arra.evaluate.measures import CLASSIFIED, DISTANCES, INCEPTION_ONLY, SIMILARITIES
+from arra.evaluate.measures import (
+    CLASSIFIED,
+    DISTANCES,
+    INCEPTION_ONLY,
+    PAIRED_ROWS,
+    SIMILARITIES,
+)
 from arra.evaluate.pathology import Unmentioned
 from arra.evaluate.resizing import PUBLISHED, Filter
 from arra.evaluate.xrv import is_xrv
@@ -77,6 +83,9 @@ class MeasureConfig:
     """Images per call of an extractor."""
     workers: int = 2
     """Threads that decode images."""
+    paired_images: int = PAIRED_ROWS
+    """Images of each set that cmmd, prdc and vendi compare each with each: those with the smallest
+    hashes. ADM's evaluator compares all of 50,000."""
     kid_subsets: int = 100
     """Random subsets that kid averages over."""
     kid_subset_size: int = 1000
@@ -125,8 +134,9 @@ class EvaluateConfig(MeasureConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if self.kid_subset_size < 2:
-            raise ValueError("--kid-subset-size must be at least 2")
+        for name in ("kid_subset_size", "paired_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 2")
         if self.generated is None and self.text is None and self.model is None:
             raise ValueError(
                 "nothing to evaluate: give --generated or --model (with --real), or --text FILE"

@@ -17,6 +17,7 @@ from arra.evaluate import reference
 from arra.evaluate.distances import frechet
 from arra.evaluate.image_set import digest_of, key_of
 from arra.evaluate.inception_score import StreamedInceptionScore
+from arra.evaluate.prdc import prdc
 from arra.evaluate.protocol import evaluate
 from arra.evaluate.settings import EvaluateConfig
 from arra.files import sha256_of
@@ -120,6 +121,17 @@ def test_batch_size_order_and_threads_do_not_matter(stand_in, folder, tmp_path):
 def test_the_filter_reaches_network_and_report(stand_in, folder):
     report = evaluate(asked(folder, metrics="fd", resize="clean"))
     assert report["extractors"]["inception"]["resize"] == "clean"
+
+
+def test_as_many_pictures_are_compared_each_with_each_as_asked(stand_in, folder):
+    real, keys_N = rows(folder / "real.npz")
+    generated, keys_M = rows(folder / "generated.npz")
+    for some in (50, 150):
+        report = evaluate(asked(folder, metrics="fd,prdc", paired_images=some))
+        smallest = [np.argsort(keys)[:some] for keys in (keys_N, keys_M)]
+        wanted = prdc(real["features"][smallest[0]], generated["features"][smallest[1]])[3]
+        assert report["metrics"]["recall@inception"] == pytest.approx(wanted.recall.value)
+        assert report["metrics"]["precision@inception"] == pytest.approx(wanted.precision.value)
 
 
 def mirrored(arrays):
