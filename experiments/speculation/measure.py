@@ -52,7 +52,7 @@ def measure(
     return {
         "cfg": cfg,
         "mode": speculation.mode,
-        "window": None if speculation.mode == "off" else speculation.window,
+        "window": None if speculation.mode == "off" else speculation.width,
         "adaptive": speculation.adaptive,
         "pictures": len(prompts),
         "slots": slots,
@@ -70,17 +70,21 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--at-once", type=int, default=16, help="pictures")
     parser.add_argument("--cfg", type=float, nargs="+", default=[3.0, 1.0])
+    parser.add_argument("--modes", nargs="+", default=["sjd", "scd"])
+    parser.add_argument("--image-tokenizer")
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--adaptive", action="store_true")
     args = parser.parse_args()
-    pipe = Pipeline.from_pretrained(args.model, dtype="float32")
+    pipe = Pipeline.from_pretrained(
+        args.model, dtype="float32", image_tokenizer=args.image_tokenizer
+    )
     prompts = prompts_of(args.data, args.pictures)
     for cfg in args.cfg:
         settings = [Speculation()]
         settings += [
             Speculation(mode, window, args.adaptive)
             for window in args.windows
-            for mode in ("sjd", "scd")
+            for mode in args.modes
         ]
         for speculation in settings:
             found = measure(pipe, prompts, cfg, speculation, args.at_once)

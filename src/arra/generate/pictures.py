@@ -151,7 +151,7 @@ def settings_of(
         "compile": config.compile,
         "quantization": config.quantization,
         "speculate": config.speculate,
-        "window": config.window,
+        "window": pipe.speculation.width,
         "adaptive_window": config.adaptive_window,
         "prompts": list(prompts),
         "ran_on": {
