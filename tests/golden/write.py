@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 COMMANDS = (
     *("demo", "prepare", "tokenizer train", "tokenizer evaluate", "train scenes"),
     *("generate", "evaluate", "study", "export", "convert", "doctor"),
-    *("evaluate arrange", "evaluate compare", "evaluate scored"),
+    *("evaluate arrange", "evaluate compare", "evaluate scored", "evaluate sweep"),
     *("bench prepare", "bench train", "bench generate", "bench loader"),
 )
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from arra.evaluate import comparison, prompt_sets
+from arra.evaluate import comparison, prompt_sets, sweep_results
 from arra.evaluate.comparison import CompareConfig
 from arra.evaluate.prompt_sets import ArrangeConfig, ScoredConfig
+from arra.evaluate.sweep import SweepConfig, sweep
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,13 @@ def _compare(config: CompareConfig) -> str:
     return comparison.told(comparison.compare(config))
 
 
+def _sweep(config: SweepConfig) -> str:
+    return sweep_results.told(sweep(config))
+
+
 ACTIONS = {
     "arrange": Action(ArrangeConfig, prompt_sets.arrange),
     "compare": Action(CompareConfig, _compare),
     "scored": Action(ScoredConfig, _scored),
+    "sweep": Action(SweepConfig, _sweep),
 }

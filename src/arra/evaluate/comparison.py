@@ -111,7 +111,7 @@ def compared_reports(opened: Sequence[Opened], *, force: bool = False) -> dict[s
         ],
         "metrics": {key: [_value(each.report, key) for each in opened] for key in keys},
         "differences": {
-            key: [None, *(_difference(first, other, key) for other in others)] for key in keys
+            key: [None, *(difference_of(first, other, key) for other in others)] for key in keys
         },
         "warnings": warnings,
     }
@@ -127,7 +127,7 @@ def _value(report: Mapping[str, Any], key: str) -> dict[str, Any]:
     }
 
 
-def _difference(first: Opened, second: Opened, key: str) -> dict[str, Any] | None:
+def difference_of(first: Opened, second: Opened, key: str) -> dict[str, Any] | None:
     """`second - first` of one measure, with the paired tests that the reports allow."""
     values = [each.report["metrics"].get(key) for each in (first, second)]
     if None in values:

@@ -245,4 +245,4 @@ def test_from_the_command_line(geneval, tmp_path, capsys):
     assert main(["evaluate", "scored", "geneval", str(results), "--prompts", str(geneval)]) == 1
     assert "3 of 3 prompts are not scored" in capsys.readouterr().err
     assert main(["evaluate", "score", "geneval"]) == 2
-    assert "there is arrange, compare, scored" in capsys.readouterr().err
+    assert "there is arrange, compare, scored, sweep" in capsys.readouterr().err
