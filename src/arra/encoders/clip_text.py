@@ -91,8 +91,8 @@ def load_clip_text(spec: str | Path, device: torch.device | str = "cpu") -> Clip
     kind = raw.get("model_type")
     if kind not in ("clip", "siglip"):
         raise ValueError(
-            f"encoder {folder} is of type {kind!r}, which has no text tower: a CLIP-score needs a "
-            f"whole CLIP or SigLIP, or a folder of open_clip's format"
+            f"encoder {folder} is of type {kind!r}: a CLIP-score needs a text tower beside the "
+            f"images', of a whole CLIP or SigLIP or in open_clip's format"
         )
     tower = _clip(folder, raw) if kind == "clip" else _siglip(folder, raw)
     return ClipText(tower, folder, device)

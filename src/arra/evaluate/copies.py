@@ -137,6 +137,9 @@ class CopiesPass:
             f"The {len(cells)} of {len(found.distance_M):,} generated pictures that are nearest to "
             f"one of {len(self._training):,} training pictures, by {self._extractor.name}."
         )
+        limit = threshold(found.held_out_N)
+        if limit is not None:
+            note += f" 1 % of held-out real pictures are closer than {limit:.4g}."
         name = "copies-" + "".join(c if c.isalnum() else "-" for c in self._extractor.name)
         return Gallery(name, "Nearest training pictures", note, "", cells)
 
@@ -180,6 +183,11 @@ def _compared(training: _Training, seen: _Seen, held_out: _Seen) -> _Compared:
     return _Compared(distance_M, number_M, exact_M, order_M, others_N, int(trained_N.sum()))
 
 
+def threshold(held_out_N: np.ndarray) -> float | None:
+    """The distance below which 1 % of held-out pictures are; None where they are too few."""
+    return float(np.percentile(held_out_N, PERCENTILE)) if len(held_out_N) >= FEWEST else None
+
+
 def share_closer(
     distance_M: np.ndarray, held_out_N: np.ndarray, *, in_training: int = 0, same_set: bool = False
 ) -> Finding:
@@ -202,7 +210,8 @@ def share_closer(
         "percentile": PERCENTILE,
     }
     left_out = f"{in_training} of the held-out pictures are training pictures and do not count"
-    if len(held_out_N) < FEWEST:
+    limit = threshold(held_out_N)
+    if limit is None:
         reason = (
             "what is near is told by real pictures that were not trained on: give these as --real "
             "and the others as --training; there are distances only"
@@ -211,8 +220,7 @@ def share_closer(
             f"{len(held_out_N)}{f' ({left_out})' if in_training else ''}"
         )
         return Finding(None, len(distance_M), reason=reason, details=details)
-    threshold = float(np.percentile(held_out_N, PERCENTILE))
-    interval = bootstrap_mean((distance_M < threshold).astype(np.float64), proportion=True)
+    interval = bootstrap_mean((distance_M < limit).astype(np.float64), proportion=True)
     assert interval is not None
     return Finding(
         interval.mean,
@@ -221,7 +229,7 @@ def share_closer(
         interval.high,
         "bootstrap over images, threshold fixed",
         left_out if in_training else None,
-        details | {"threshold": threshold},
+        details | {"threshold": limit},
     )
 
 

@@ -148,7 +148,7 @@ def _vision_only(folder):
         (_another_tower, "1 tensors that CLIP's has not, cls_emb"),
         (_unknown_setting, "sets pool_type for its text tower"),
         (_no_text, "it has no such text tower"),
-        (_vision_only, "'dinov2', which has no text tower"),
+        (_vision_only, "'dinov2': a CLIP-score needs a text tower"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

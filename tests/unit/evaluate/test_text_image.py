@@ -1,6 +1,7 @@
 """CLIP-score: torchmetrics' number on the same embeddings, and through `arra evaluate`."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,13 +92,15 @@ def test_conventions_by_formula():
     assert found.low <= found.value <= found.high
 
 
-def test_through_evaluate_whatever_the_batches(tmp_path):
-    folder = painted_folder(tmp_path / "painted")
+def test_through_evaluate_whatever_the_batches_and_the_order(tmp_path):
+    folder, turned = painted_folder(tmp_path / "painted"), painted_folder(tmp_path / "turned")
+    listing = Path(turned) / "images.jsonl"
+    listing.write_text("".join(reversed(listing.read_text("utf-8").splitlines(True))), "utf-8")
     reports = [
         evaluate(
-            config(folder, metrics="clip_score", clip=("builtin:scenes-clip",), batch_size=batch)
+            config(images, metrics="clip_score", clip=("builtin:scenes-clip",), batch_size=batch)
         )
-        for batch in (5, 64)
+        for images, batch in ((folder, 5), (turned, 64))
     ]
     key = "clip_score@scenes-clip"
     first, second = reports
