@@ -12,12 +12,12 @@ from arra.models.row_cache import RowCache
 CODES, SIDE, COLUMNS = 50, 4, 17
 
 
-def tiny(dtype: torch.dtype, key_heads: int = 4) -> LlamaGen:
+def tiny(dtype: torch.dtype, key_heads: int = 4, head_width: int = 8) -> LlamaGen:
     """The same weights at every call, but for their rounding."""
     torch.manual_seed(0)
     config = LlamaGenConfig(
         vocab_size=CODES,
-        hidden_size=32,
+        hidden_size=4 * head_width,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=key_heads,

@@ -7,11 +7,12 @@ size.
 import torch
 
 from arra.bench.paired import timed
+from arra.device import in_large_pages
 
 
 def read_bandwidth(size: int, device: torch.device, repeats: int = 8) -> float:
     """Bytes a second at which `size` bytes are read, by the fastest of a few plain readers."""
-    numbers_N = torch.ones(max(size // 8, 1), dtype=torch.long, device=device)
+    numbers_N = in_large_pages(max(size // 8, 1), torch.long).fill_(1).to(device)
     halves_N = numbers_N.view(torch.float32)
     readers = (numbers_N.sum, numbers_N.amax, halves_N.sum)
     for read in readers:

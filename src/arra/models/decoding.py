@@ -92,7 +92,7 @@ class Decoding(AbstractContextManager[None]):
         stamps: list[object] = [_stamp(layer) for layer in layers]
         if stamps != self._stamps:
             self._packed.clear()
-            self._packed = [_packed(layer) for layer in layers] if _room_for(layers) else []
+            self._packed = _packed(layers) if _room_for(layers) else []
             self._stamps = stamps
         for each in self._packed:
             each.layer.forward = each  # type: ignore[method-assign,assignment]
@@ -126,8 +126,10 @@ def _linears(backbone: Backbone) -> list[nn.Linear]:
     return [module for module in dict.fromkeys(modules) if _is_packable(module)]
 
 
-def _packed(layer: nn.Linear) -> Packed:
-    return NativeLinear(layer) if native.serves(layer.weight) else PackedLinear(layer)
+def _packed(layers: Sequence[nn.Linear]) -> list[Packed]:
+    served = [layer for layer in layers if native.serves(layer.weight)]
+    ours = dict(zip(served, native.packed(served), strict=True))
+    return [ours[layer] if layer in ours else PackedLinear(layer) for layer in layers]
 
 
 def _is_packable(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from arra.models.decoding import Packed, PackedLinear, at_least
 from arra.models.llamagen_layers import Block
 from arra.models.llamagen_model import LlamaGenForImageGeneration, rotations
-from arra.models.native import Layer, Model, NativeLinear, Pass, library
+from arra.models.native import WIDEST_HEAD, Layer, Model, NativeLinear, Pass, library
 from arra.models.quantized import SmallLinear
 from arra.models.row_cache import RowCache
 
@@ -171,7 +171,8 @@ def decode_step(
     """None where a layer is not packed: the model's own `forward` then takes the step."""
     linears = [linear for block in model.layers for linear in _linears(_block(block))]
     native = {m: each for m in linears if isinstance(each := packed.get(m), NativeLinear)}
-    if len(native) == len(linears):
+    width = model.config.hidden_size // model.config.num_attention_heads
+    if len(native) == len(linears) and width <= WIDEST_HEAD:
         return NativeStep(model, native)
     others = {m: each for m, each in packed.items() if not isinstance(each, NativeLinear)}
     return DecodeStep(model, others) if all(m in others for m in linears) else None

@@ -207,44 +207,52 @@ void turn(const BF16* from, const float* turns, To* to, int64_t width) {
     }
 }
 
-// One turned query over the first `seen` columns: softmax of the scores, then the values' sum.
+// One query over the first `seen` columns: softmax of the scores, then the values' sum. A head is
+// PARTS registers wide, the last perhaps not full.
+template <int64_t PARTS>
 void attend(const float* query, const BF16* keys, const BF16* values, const uint8_t* hidden,
             int64_t seen, int64_t width, float* weights, BF16* out) {
+    const auto part = [width](const auto* from, int64_t number) {
+        const int64_t at = number * LANES;
+        return load(from + at, number + 1 < PARTS ? LANES : width - at);
+    };
+    __m512 queries[PARTS], mixed[PARTS], total = _mm512_setzero_ps();
+    for (int64_t i = 0; i < PARTS; i++) {
+        queries[i] = part(query, i);
+        mixed[i] = _mm512_setzero_ps();
+    }
     const float scale = 1.f / std::sqrt((float)width);
     float largest = -INFINITY;
     for (int64_t c = 0; c < seen; c++) {
         __m512 sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < width; i += LANES) {
-            const __m512 key = load(keys + c * width + i, width - i);
-            sum = _mm512_fmadd_ps(load(query + i, width - i), key, sum);
-        }
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < PARTS; i++)
+            sum = _mm512_fmadd_ps(queries[i], part(keys + c * width, i), sum);
         const bool unseen = hidden && hidden[c] && c + 1 < seen;
         weights[c] = unseen ? -INFINITY : scale * _mm512_reduce_add_ps(sum);
         largest = std::max(largest, weights[c]);
     }
-    __m512 totals = _mm512_setzero_ps();
     for (int64_t c = 0; c < seen; c += LANES) {
         const __m512 below = _mm512_sub_ps(load(weights + c, seen - c), _mm512_set1_ps(largest));
         const __m512 weight = _mm512_maskz_mov_ps(first(seen - c), exp(below));
         store(weights + c, seen - c, weight);
-        totals = _mm512_add_ps(totals, weight);
+        total = _mm512_add_ps(total, weight);
     }
-    const __m512 total = _mm512_set1_ps(_mm512_reduce_add_ps(totals));
-    for (int64_t i = 0; i < width; i += 4 * LANES) {
-        __m512 mixed[4] = {};
-        for (int64_t c = 0; c < seen; c++)
-#pragma GCC unroll 4
-            for (int64_t part = 0; part < 4; part++) {
-                const int64_t at = i + part * LANES;
-                const __m512 value = load(values + c * width + at, width - at);
-                mixed[part] = _mm512_fmadd_ps(_mm512_set1_ps(weights[c]), value, mixed[part]);
-            }
-        for (int64_t part = 0; part < 4; part++) {
-            const int64_t at = i + part * LANES;
-            store(out + at, width - at, _mm512_div_ps(mixed[part], total));
+    for (int64_t c = 0; c < seen; c++)
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < PARTS; i++) {
+            const __m512 value = part(values + c * width, i);
+            mixed[i] = _mm512_fmadd_ps(_mm512_set1_ps(weights[c]), value, mixed[i]);
         }
-    }
+    total = _mm512_set1_ps(_mm512_reduce_add_ps(total));
+    for (int64_t i = 0; i < PARTS; i++)
+        store(out + i * LANES, width - i * LANES, _mm512_div_ps(mixed[i], total));
 }
+
+using Attend = void (*)(const float*, const BF16*, const BF16*, const uint8_t*, int64_t, int64_t,
+                        float*, BF16*);
+constexpr Attend attend_parts[] = {attend<1>, attend<2>, attend<3>, attend<4>,
+                                   attend<5>, attend<6>, attend<7>, attend<8>};
 
 // (N, H + 2 J, w) to (N, H, w). What belongs to one head of keys of one row is one thread's: it
 // keeps the fresh keys and values of its tokens, then its queries attend.
@@ -268,8 +276,8 @@ void attention(const Model& m, const Pass& p, int64_t layer, const BF16* qkv, BF
         for (int64_t n = start; n < end; n++)
             for (int64_t head = key_head * group; head < (key_head + 1) * group; head++) {
                 turn(qkv + n * all + head * w, m.turns + p.columns[n] * w, query.data(), w);
-                attend(query.data(), keys, values, hidden, p.columns[n] + 1, w, weights.data(),
-                       mixed + (n * m.heads + head) * w);
+                attend_parts[(w - 1) / LANES](query.data(), keys, values, hidden, p.columns[n] + 1,
+                                              w, weights.data(), mixed + (n * m.heads + head) * w);
             }
     }
 }

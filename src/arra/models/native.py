@@ -4,7 +4,7 @@ The source is compiled when it is first needed, by the compiler that `torch.comp
 kept in the user's cache. Where there is none, a warning says so, and oneDNN makes the products:
 painting is then slower and rounds differently, and is the same otherwise.
 
-Legend: N rows, D inputs, E outputs, G groups of outputs.
+Legend: N rows, D inputs, W = D / 2 words, E outputs, G groups of outputs.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from ctypes import POINTER, c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -21,12 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arra.device import in_large_pages
+
 SOURCE = Path(__file__).with_name("native.cpp")
 INSTRUCTIONS = ("f", "bw", "vl", "bf16")
 """Parts of AVX-512; a processor that has the last has them all."""
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", *(f"-mavx512{part}" for part in INSTRUCTIONS))
 GROUP = 32
 """Outputs that are packed together."""
+WIDEST_HEAD = 128
+"""Of attention in a step."""
 
 
 # ---- structures of native.cpp --------------------------------------------------------------------
@@ -122,16 +127,28 @@ def _compiled() -> Path:
 # ---- a product -----------------------------------------------------------------------------------
 
 
-class NativeLinear:
-    """A linear layer's product with its weight in the order of native.cpp, as the weight is now."""
+def packed(layers: Sequence[nn.Linear]) -> "list[NativeLinear]":
+    """The layers' products, whose weights follow each other in memory."""
+    words = [-(-layer.out_features // GROUP) * GROUP * layer.in_features // 2 for layer in layers]
+    memory = in_large_pages(max(sum(words), 1), torch.int32)[: sum(words)]
+    parts = memory.split(words)
+    return [NativeLinear(layer, part) for layer, part in zip(layers, parts, strict=True)]
 
-    def __init__(self, layer: nn.Linear) -> None:
+
+class NativeLinear:
+    """A linear layer's product with its weight in the order of native.cpp, as the weight is now.
+
+    Args:
+        words: where it is put, int32.
+    """
+
+    def __init__(self, layer: nn.Linear, words: Tensor) -> None:
         self.layer = layer
         weight_ED = layer.weight.detach()
         outputs, inputs = weight_ED.shape
         words_EW = weight_ED.contiguous().view(torch.int32)  # two inputs each
-        padded_EW = F.pad(words_EW, (0, 0, 0, -outputs % GROUP))
-        self._words_GWE = padded_EW.unflatten(0, (-1, GROUP)).transpose(1, 2).contiguous()
+        grouped_GEW = F.pad(words_EW, (0, 0, 0, -outputs % GROUP)).unflatten(0, (-1, GROUP))
+        self._words_GWE = words.view(-1, inputs // 2, GROUP).copy_(grouped_GEW.transpose(1, 2))
         self._bias_E = None if layer.bias is None else layer.bias.detach().contiguous()
         bias = None if self._bias_E is None else self._bias_E.data_ptr()
         self.matrix = Matrix(self._words_GWE.data_ptr(), bias, inputs, outputs)

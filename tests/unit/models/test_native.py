@@ -42,7 +42,7 @@ def threads() -> Iterator[None]:
 def test_a_product_is_rounded_once(inputs: int, outputs: int, bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(inputs, outputs, bias=bias).bfloat16()
-    product, exact = NativeLinear(layer), layer.double
+    product, exact = native.packed([layer])[0], layer.double
     for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 17):
         x_ND = torch.randn(rows, inputs, dtype=torch.bfloat16)
         made_NE = product(x_ND)
@@ -58,16 +58,17 @@ def test_a_product_is_rounded_once(inputs: int, outputs: int, bias: bool) -> Non
 def test_a_product_takes_any_shape_and_stride() -> None:
     layer = nn.Linear(48, 24).bfloat16()
     x = torch.randn(3, 48, 7, dtype=torch.bfloat16).transpose(1, 2)
-    made = NativeLinear(layer)(x)
+    [product] = native.packed([layer])
+    made = product(x)
     assert made.shape == (3, 7, 24)
     assert far(made, layer(x)) < 2e-2
-    assert NativeLinear(layer)(x[:0]).shape == (0, 7, 24)
+    assert product(x[:0]).shape == (0, 7, 24)
 
 
 @needs_library
 @torch.no_grad()
 def test_bits_of_a_row_do_not_depend_on_rows_or_threads(threads: None) -> None:
-    product = NativeLinear(nn.Linear(96, 200).bfloat16())
+    [product] = native.packed([nn.Linear(96, 200).bfloat16()])
     x_ND = torch.randn(19, 96, dtype=torch.bfloat16)
     together_NE = product(x_ND)
     for number in (1, 3):
@@ -80,16 +81,6 @@ def test_bits_of_a_row_do_not_depend_on_rows_or_threads(threads: None) -> None:
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def exact_step(
-    rows: int, key_heads: int, ids_RT: Tensor, positions_RT: Tensor, hide: bool
-) -> Tensor:
-    """Of the same weights, in float64."""
-    backbone = tiny(torch.bfloat16, key_heads)
-    backbone.model.double()
-    cache = hidden(begun(backbone, rows), hide)
-    return backbone.step(ids_RT, positions_RT, cache)
-
-
 def hidden(cache: RowCache, hide: bool) -> RowCache:
     """Perhaps some columns of some rows that nobody sees."""
     if hide:
@@ -99,26 +90,29 @@ def hidden(cache: RowCache, hide: bool) -> RowCache:
 
 
 @needs_library
-@pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("hide", [False, True])
+@pytest.mark.parametrize(
+    ("key_heads", "head_width"), [(4, 8), (2, 8), (1, 8), (2, 16), (4, 24), (4, 64), (2, 100)]
+)
 @torch.no_grad()
 def test_a_step_is_as_near_to_the_exact_one_as_the_models_own(
-    key_heads: int, tokens: int, rows: int, hide: bool
+    key_heads: int, head_width: int, tokens: int, rows: int, hide: bool
 ) -> None:
     torch.manual_seed(3)
     ids_RT = torch.randint(0, CODES, (rows, tokens))
     positions_RT = torch.randint(1, 9, (rows, 1)) + torch.arange(tokens)
-    expected = exact_step(rows, key_heads, ids_RT, positions_RT, hide)
-    backbone = tiny(torch.bfloat16, key_heads)
-    own_cache, made_cache = (hidden(begun(backbone, rows), hide) for _ in range(2))
-    own = backbone.step(ids_RT, positions_RT, own_cache)
+    backbone, exact = (tiny(torch.bfloat16, key_heads, head_width) for _ in range(2))
+    exact.model.double()
+    expected, own, made = (hidden(begun(each, rows), hide) for each in (exact, backbone, backbone))
+    expected_RTD = exact.step(ids_RT, positions_RT, expected)
+    own_RTD = backbone.step(ids_RT, positions_RT, own)
     with backbone.decoding():
         assert isinstance(backbone._decode_step, NativeStep)
-        made = backbone.step(ids_RT, positions_RT, made_cache)
-    assert far(made, expected) < max(1.2 * far(own, expected), 4 * HALF)
-    for kept, other in zip(made_cache.layers, own_cache.layers, strict=True):
+        made_RTD = backbone.step(ids_RT, positions_RT, made)
+    assert far(made_RTD, expected_RTD) < max(1.2 * far(own_RTD, expected_RTD), 4 * HALF)
+    for kept, other in zip(made.layers, own.layers, strict=True):
         for table, like in ((kept.keys, other.keys), (kept.values, other.values)):
             assert far(table[:rows], like[:rows]) < 8 * HALF
 
