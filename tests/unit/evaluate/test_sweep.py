@@ -49,7 +49,7 @@ def config(models, out, **given):
         real="builtin:scenes",
         split="val",
         limit=8,
-        metrics="fd,prdc",
+        metrics="fd,vendi",
         extractor=("builtin:scenes-judge",),
         prompts=str(prompts),
         num=2,
@@ -82,8 +82,8 @@ def test_a_sweep(models, tmp_path, monkeypatch):
         assert found["curves"][name][key][1] == [3, pytest.approx(alone["metrics"][key], rel=1e-6)]
         best = found["best"][name]
         assert best[key]["value"] == min(value for _, value in found["curves"][name][key])
-        recall = found["curves"][name]["recall@scenes-judge"]
-        assert best["recall@scenes-judge"]["value"] == max(value for _, value in recall)
+        vendi = found["curves"][name]["vendi@scenes-judge"]
+        assert best["vendi@scenes-judge"]["value"] == max(value for _, value in vendi)
     bests = [found["best"][name][key]["value"] for name in ("ten", "twenty")]
     difference = found["differences"][key]["twenty"]["difference"]
     assert difference == pytest.approx(bests[1] - bests[0])
