@@ -146,18 +146,24 @@ def _row(found: Found, key: str, names: Sequence[str]) -> str:
             f'<td class="value" data-head="{escape(name)}">{rounded(each["value"])}{small}</td>'
         )
     for name, change in zip(names[1:], found["differences"][key][1:], strict=True):
-        outcome = verdict(change)
-        sign = {"better": " ▲", "worse": " ▼"}.get(outcome, "")
-        value = "–" if change is None else f"{change['difference']:+.4g}".replace("-", "−")
-        tested = _tested(change).replace("-", "−")
-        small = f"<small>{escape(tested)}</small>" if tested else ""
-        cells.append(
-            f'<td class="{outcome or "unclear"}" data-head="{escape(name)} − {escape(names[0])}">'
-            f"{escape(value)}{sign}{small}</td>"
-        )
+        cells.append(difference_cell(change, name, names[0]))
     about = "; ".join(filter(None, (meaning(key).text, direction(key))))
     small = f"<small>{escape(about)}</small>" if about else ""
     return f"<tr><th>{escape(key)}{small}</th>{''.join(cells)}</tr>"
+
+
+def difference_cell(change: Found | None, name: str, first: str) -> str:
+    """A difference with its paired test, as a cell of a table."""
+    outcome = verdict(change)
+    sign = {"better": " ▲", "worse": " ▼"}.get(outcome, "")
+    value = "–" if change is None else f"{change['difference']:+.4g}".replace("-", "−")
+    tested = _tested(change).replace("-", "−").partition(", p = ")
+    lines = (tested[0], f"p = {tested[2]}" if tested[2] else "")
+    small = "".join(f"<small>{escape(text)}</small>" for text in lines if text)
+    return (
+        f'<td class="{outcome or "unclear"}" data-head="{escape(name)} − {escape(first)}">'
+        f"{escape(value)}{sign}{small}</td>"
+    )
 
 
 def _plots(found: Found, names: Sequence[str]) -> str:

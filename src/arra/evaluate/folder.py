@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arra.evaluate.gallery import Gallery, galleries
+from arra.evaluate.gallery import Gallery, galleries, write_samples
 from arra.evaluate.image_set import ImageSet
 from arra.evaluate.markdown import markdown
 from arra.evaluate.outputs import REPORT, SCORES, check_out, is_file
@@ -59,6 +59,7 @@ def write_evaluation(out: Path, measured: Measured) -> None:
             with (folder / SCORES).open("w", encoding="utf-8") as file:
                 file.writelines(rows)
             shown = galleries(measured.generated, measured.real, measured.scores, measured.size)
+            write_samples(folder, shown[0])
             shown += measured.galleries
         for each in shown:
             sheet(each.cells).save(folder / f"{each.name}.png", "PNG", optimize=True)

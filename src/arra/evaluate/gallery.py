@@ -7,8 +7,10 @@ Legend: N pictures.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,12 +19,16 @@ from arra.data.images import square
 from arra.evaluate.directions import better
 from arra.evaluate.image_set import ImageSet, Picture
 from arra.evaluate.ms_ssim import pair_up
+from arra.evaluate.outputs import SCORES
 from arra.pages.sheet import Cell
 
 SHOWN, DRAWN = 8, 16
 PAIRED = "ms_ssim_paired"
 LETTERS = 160
 """Of a caption that are shown; scores.jsonl has all of it."""
+SAMPLES = "samples-pixels.png"
+"""The samples alone, at their own size in a row: every evaluation of the same prompts draws the
+same ones, so that pages about several can show them side by side."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def galleries(
     generated: ImageSet, real: ImageSet | None, scores: Mapping[str, np.ndarray], size: int
 ) -> list[Gallery]:
     """All that a report shows, cropped to `size` pixels as they were measured."""
-    drawn = sorted(range(len(generated)), key=lambda index: _hash(generated.names[index]))[:DRAWN]
+    drawn = drawn_from(generated.names)
     chosen = [(key, *side) for key in scores for side in _sides(key, scores[key], generated.names)]
     wanted = sorted({*drawn, *(index for _, _, indices in chosen for index in indices)})
     pictures = {picture.index: picture for picture in generated.at(wanted)}
@@ -67,6 +73,38 @@ def galleries(
         ]
         heading, note = f"{side.capitalize()} by {key}", _note(scores[key], indices)
         found.append(Gallery(f"{side}-{_plain(key)}", heading, note, key, cells))
+    return found
+
+
+def drawn_from(names: Sequence[str]) -> list[int]:
+    """Indices of pictures drawn at random, by their names alone."""
+    return sorted(range(len(names)), key=lambda index: _hash(names[index]))[:DRAWN]
+
+
+def cut(text: str) -> str:
+    """A caption as far as it is shown."""
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
+
+
+def write_samples(folder: Path, samples: Gallery) -> None:
+    """Writes the drawn pictures alone, side by side."""
+    pictures = [picture for cell in samples.cells for picture in cell.pictures if picture]
+    row = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
+    for number, each in enumerate(pictures):
+        row.paste(each, (number * each.width, 0))
+    row.save(folder / SAMPLES, "PNG", optimize=True)
+
+
+def read_samples(folder: Path) -> dict[str, tuple[str, Image.Image]]:
+    """The drawn pictures of an evaluation's folder: {name: (caption, picture)}."""
+    lines = (folder / SCORES).read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    found = {}
+    with Image.open(folder / SAMPLES) as row:
+        side = row.height
+        for number, index in enumerate(drawn_from([each["name"] for each in rows])):
+            picture = row.crop((number * side, 0, (number + 1) * side, side))
+            found[rows[index]["name"]] = (rows[index]["caption"] or "", picture)
     return found
 
 
@@ -103,8 +141,7 @@ def _note(values_N: np.ndarray, indices: Sequence[int]) -> str:
 
 
 def _cell(picture: Picture, head: str, beside: Image.Image | None, size: int) -> Cell:
-    said = picture.name if picture.caption is None else picture.caption
-    text = said if len(said) <= LETTERS else f"{said[: LETTERS - 1]}…"
+    text = cut(picture.name if picture.caption is None else picture.caption)
     own = square(picture.image, size)
     if beside is None:
         return Cell((own,), (head,), text)

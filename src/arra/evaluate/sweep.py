@@ -21,6 +21,7 @@ from arra.evaluate.protocol import evaluate, generated_set
 from arra.evaluate.reference import Reference
 from arra.evaluate.report import versions
 from arra.evaluate.settings import EvaluateConfig, MeasureConfig
+from arra.evaluate.sweep_page import write_pages
 from arra.evaluate.sweep_results import Point, results
 from arra.evaluate.training_steps import History, history_of
 from arra.files import read_json, write_json
@@ -42,7 +43,8 @@ class SweepConfig(MeasureConfig):
     """Exported models, run folders, hub ids or builtin:scenes; the others are compared with the
     first."""
     out: Path
-    """Folder for sweep.json and a folder of each model with a report for each scale."""
+    """Folder for sweep.json, sweep.md and sweep.html, and for a folder of each model with a report
+    for each scale."""
     cfg: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 5.0)
     """Guidance scales, 1 = off."""
 
@@ -114,6 +116,7 @@ def sweep(config: SweepConfig, say: Callable[[str], None] = print) -> dict[str, 
     histories = {names[model]: opened[model].history for model in config.models}
     found |= results(points, histories)
     write_json(config.out / SWEEP, found)
+    write_pages(config.out, found)
     return found
 
 

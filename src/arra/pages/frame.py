@@ -84,8 +84,10 @@ figcaption { font-size: .85rem; line-height: 1.4; margin-top: .35rem; }
 .films { display: grid; gap: 1.8rem 2.2rem;
   grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
 .film .frames { display: grid; gap: .3rem; align-items: center; font-family: var(--sans);
-  grid-template-columns: 3.1rem repeat(var(--frames), minmax(0, 1fr)); font-size: .76rem; }
-.film .seen { color: var(--muted); text-align: center; }
+  grid-template-columns: var(--label, 3.1rem) repeat(var(--frames), minmax(0, 1fr));
+  font-size: .76rem; }
+.film .of { overflow-wrap: anywhere; } .film .best { outline: 3px solid var(--third);
+  border-radius: .25rem; } .film .seen { color: var(--muted); text-align: center; }
 .plots { display: grid; gap: 1.8rem 1.8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 .plots svg { display: block; width: 100%; height: auto; font-family: var(--sans);
@@ -102,6 +104,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
 thead th { font-weight: 600; color: var(--muted); border-bottom-color: var(--muted); }
 tbody th { font-weight: 400; } tr.group th { font-weight: 600; padding-top: 1.2rem; }
 td small, th small { display: block; color: var(--muted); font-size: .78rem; font-weight: 400; }
+.prose thead th { white-space: normal; vertical-align: bottom; }
 .prose th:first-child, .prose td:first-child { white-space: normal; min-width: 11rem;
   overflow-wrap: anywhere; }
 td.better, td.worse { font-weight: 600; }

@@ -39,6 +39,9 @@ COLOURS = (ALIGNED, PLAIN, THIRD, FOURTH, FIFTH, SIXTH)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of things that are compared, in their order on a page."""
 
+LETTERS = 62
+"""That fit into a line of a legend, their lines and gaps counted as 5 each."""
+
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: crisp, searchable, in the page's font
     "svg.hashsalt": "arra",  # ids do not change from run to run
@@ -153,7 +156,7 @@ def scatter(
         for axis, share in ((axes.xaxis, x_share), (axes.yaxis, y_share)):
             axis.set_major_locator(MaxNLocator(5))
             if share:
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         axes.margins(0.08)
         if whole:
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -273,13 +276,15 @@ def legend(axes: Axes) -> None:
     """Above the axes, from their left end; takes height but never narrows the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.set_title(" ", pad=8)
+        columns = max(1, min(len(labels), LETTERS // (max(map(len, labels)) + 5)))
+        lines = -(-len(labels) // columns)
+        axes.set_title("\n".join([" "] * lines), pad=8)
         legend = axes.legend(
             handles,
             labels,
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=len(labels),
+            ncols=columns,
             frameon=False,
             fontsize=10.5,
             handlelength=1.5,
