@@ -241,7 +241,9 @@ def _convert(arguments: Sequence[str]) -> None:
 def _bench(arguments: Sequence[str]) -> None:
     action = arguments[0] if arguments else "--help"
     if action in ("-h", "--help"):
-        print("usage: arra bench prepare|train|generate|loader|evaluate [...]  (--help: its options)")
+        print(
+            "usage: arra bench prepare|train|generate|loader|evaluate [...]  (--help: its options)"
+        )
         return
     if action == "train":
         from arra.bench import train

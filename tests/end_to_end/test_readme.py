@@ -70,4 +70,4 @@ def test_the_commands_run(tmp_path: Path) -> None:
     assert painted, "no pictures were painted"
     for file in painted:
         Image.open(file).verify()
-    assert json.loads((tmp_path / "report.json").read_text())
+    assert json.loads((tmp_path / "report" / "report.json").read_text())
