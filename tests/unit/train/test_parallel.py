@@ -36,6 +36,8 @@ from arra.train.world import World, open_world
 Lines = list[dict[str, float]]
 Result = tuple[Lines, dict[str, Tensor]]
 
+BUSY = 900.0
+"""Seconds that a rank has: on a busy machine the compiler alone takes minutes."""
 FLOAT32 = 2e-4
 """Largest difference after 20 steps in float32, of a term by its size or of a weight: Adam divides
 small gradients by their own size, and so magnifies their last bits."""
@@ -82,7 +84,7 @@ def trained(config: TrainConfig, steps: int) -> Result:
 
 def on(ranks: int, config: TrainConfig, steps: int) -> Result:
     """What rank 0 found, after all have found the same."""
-    first, *others = in_ranks(ranks, trained, config, steps, timeout=300)
+    first, *others = in_ranks(ranks, trained, config, steps, timeout=BUSY)
     for other in others:
         assert other[0] == first[0]
         assert all(torch.equal(other[1][name], first[1][name]) for name in first[1])
