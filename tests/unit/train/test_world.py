@@ -1,6 +1,5 @@
 """What several processes tell each other: mistakes, and who speaks of them."""
 
-import importlib
 import os
 import sys
 
@@ -76,7 +75,6 @@ def complaint(arguments: list[str]) -> tuple[int, str]:
 def test_the_command_line_complains_once(
     wrong: list[str], code: int, word: str, tmp_path: object
 ) -> None:
-    importlib.import_module("arra.train.loop")  # once, before the ranks fork
     first, *others = in_ranks(3, complaint, ["train", "scenes", "--out", f"{tmp_path}/o", *wrong])
     assert first[0] == code
     assert word in first[1]
