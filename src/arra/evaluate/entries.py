@@ -8,22 +8,27 @@ a tar or a Parquet file of nothing but images will do. Where there are captions,
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from arra.data.parquet_files import parquet_file
 from arra.data.source_folders import IMAGE_SUFFIXES
+from arra.data.source_tables import bad_path
 from arra.data.source_webdataset import tar_files
-from arra.data.sources import Reject, Source, open_source
+from arra.data.sources import Reject, Source, is_utf8, open_source
 from arra.evaluate.image_set import Entries, Entry
 from arra.files import read_json
+from arra.generate.pictures import LISTING, SETTINGS
 
-LISTING, SETTINGS = "images.jsonl", "settings.json"
-"""What `arra generate` writes beside its pictures."""
 DESCRIBED = ("metadata.jsonl", "metadata.csv", "manifest.json", "*.parquet", "*.tar")
 TEXT_SUFFIXES = (".txt", ".json")
+ODD_SUFFIXES = (".jfif", ".jpe", ".heic", ".heif", ".jxl", ".j2k", ".tga")
+"""Images too, by their names: whether they can be read is seen when they are."""
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")
+"""How JPEG, PNG, GIF and TIFF files begin, whatever they are called."""
+A_LINK = "a link, which is not followed: put the images themselves there"
 
 
 def open_entries(
@@ -48,6 +53,9 @@ def open_entries(
         return _first(NpzImages(path), limit)
     if (path / LISTING).is_file():
         return _first(PaintedFolder(path), limit)
+    if path.is_dir():
+        _refuse_unfinished(path)
+        _refuse_loose_images(path)
     if split is None and path.is_dir() and _is_plain_folder(path):
         return _first(PlainFolder(path), limit)
     if path.exists():
@@ -103,11 +111,18 @@ class _Listed:
 
 
 class PlainFolder(_Listed):
-    """Image files, in the order of their paths."""
+    """Image files, in the order of their paths; what seems to be one is an entry too."""
 
     def __init__(self, folder: Path) -> None:
-        files = _image_files(folder)
-        self.entries = [Entry(path.relative_to(folder).as_posix(), path) for path in files]
+        self.entries = [
+            Entry(
+                path.relative_to(folder).as_posix(),
+                None if _is_linked_folder(path) else path,
+                reason=A_LINK,
+            )
+            for path in sorted(folder.rglob("*"))
+            if _is_linked_folder(path) or _seems_image(path)
+        ]
 
 
 class PaintedFolder(_Listed):
@@ -116,7 +131,12 @@ class PaintedFolder(_Listed):
     def __init__(self, folder: Path) -> None:
         listing = folder / LISTING
         self.entries = []
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        # Not splitlines: it would also cut at separators that JSON strings may hold.
+        try:
+            lines = listing.read_bytes().decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{listing} is not UTF-8 (byte {error.start}): convert it") from None
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
@@ -129,34 +149,47 @@ class PaintedFolder(_Listed):
                 ) from None
             caption = None if prompt is None else str(prompt)
             seed = seed if isinstance(seed, int) else None
-            self.entries.append(Entry(name, folder / name, caption, seed))
+            wrong = bad_path(name)
+            if wrong is None and caption is not None and not is_utf8(caption):
+                wrong = "the prompt is not valid UTF-8"
+            image = folder / name if wrong is None else None
+            self.entries.append(Entry(name, image, caption, seed, reason=wrong))
         settings = folder / SETTINGS
         if settings.is_file():
             self.painted = {k: v for k, v in read_json(settings).items() if k != "prompts"}
 
 
 class TarImages:
-    """The image files of tars without captions, read in place by their offsets."""
+    """The image files of tars without captions, read in place by their offsets.
+
+    Links have no bytes of their own there, so they are entries without an image.
+    """
 
     split: str | None = None
     painted: Mapping[str, Any] | None = None
 
     def __init__(self, tars: list[Path]) -> None:
-        self._members: list[tuple[Path, str, int, int]] = []
+        self._members: list[tuple[Path, tarfile.TarInfo]] = []
         for tar in tars:
-            for member in _members(tar):
-                if Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                    self._members.append((tar, member.name, member.offset_data, member.size))
+            with tar.open("rb") as handle:
+                for member in _members(tar):
+                    handle.seek(member.offset_data)
+                    if _is_image(member.name, handle.read(12) if member.isreg() else b""):
+                        self._members.append((tar, member))
 
     def __len__(self) -> int:
         return len(self._members)
 
     def read(self, start: int, stop: int) -> Iterator[Entry]:
         """See Entries."""
-        for tar, name, offset, size in self._members[start:stop]:
+        for tar, member in self._members[start:stop]:
+            name = f"{tar.stem}/{member.name}"
+            if not member.isreg():
+                yield Entry(name, None, reason=A_LINK)
+                continue
             with tar.open("rb") as handle:
-                handle.seek(offset)
-                yield Entry(f"{tar.stem}/{name}", handle.read(size))
+                handle.seek(member.offset_data)
+                yield Entry(name, handle.read(member.size))
 
 
 class ParquetImages:
@@ -231,10 +264,55 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
+def _is_linked_folder(path: Path) -> bool:
+    return path.is_symlink() and path.is_dir()
+
+
+def _seems_image(path: Path) -> bool:
+    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
+        return path.suffix.lower() in IMAGE_SUFFIXES
+    with path.open("rb") as handle:
+        return _is_image(path.name, handle.read(12))
+
+
+def _is_image(name: str, head: bytes) -> bool:
+    """Whether a file is an image, or was to be one: by its name, such as a.png or a.jpg.part, or by
+    how it begins. Texts beside images are none."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    if suffixes and suffixes[-1] in TEXT_SUFFIXES:
+        return False
+    if any(suffix in (*IMAGE_SUFFIXES, *ODD_SUFFIXES) for suffix in suffixes):
+        return True
+    return head.startswith(BEGINNINGS) or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Of what `arra generate` has begun there are fewer pictures than were asked for."""
+    settings = folder / SETTINGS
+    begun = read_json(settings) if settings.is_file() else None
+    if isinstance(begun, dict) and {"prompts", "num", "cfg"} <= begun.keys():
+        raise ValueError(
+            f"{folder} is not painted to its end (it has no {LISTING}): run `arra generate` again"
+        )
+
+
+def _refuse_loose_images(folder: Path) -> None:
+    """Of a folder of tars or tables no image beside them would be read."""
+    loose = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    tables = [*folder.glob("*.tar"), *folder.glob("*.parquet")]
+    if loose and tables:
+        raise ValueError(
+            f"{folder} holds {loose[0].name} and {len(loose) - 1} more images beside "
+            f"{min(tables).name}: put one of these kinds into a folder of its own"
+        )
+
+
 def _members(tar: Path) -> list[tarfile.TarInfo]:
+    """Files of a tar, and links."""
     try:
         with tarfile.open(tar, "r:") as opened:
-            return [member for member in opened.getmembers() if member.isfile()]
+            members = opened.getmembers()
+            return [each for each in members if each.isfile() or each.islnk() or each.issym()]
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{tar} is damaged ({error}): fetch it again") from None
 

@@ -156,9 +156,9 @@ class StoredSet:
             for entry, image in self._decoded(range(len(entries))):
                 meter.add(1)
                 if isinstance(image, str):
-                    bad.append(f"{entry.name} ({image})")
+                    bad.append(f"{_spelled(entry.name)} ({_spelled(image)})")
                     continue
-                names.append(entry.name)
+                names.append(_spelled(entry.name))
                 captions.append(entry.caption)
                 seeds.append(entry.seed)
                 self._extra.append(entry.extra or NO_EXTRA)
@@ -207,14 +207,15 @@ class StoredSet:
 
     def _picture(self, index: int, entry: Entry, image: Image.Image | str) -> Picture:
         digest = self._digests[index]
+        name = self.names[index]
         if isinstance(image, str) or digest_of(image) != digest:
             raise ValueError(
-                f"{self.source}: {entry.name} changed while it was measured: start again when "
-                f"nothing writes there"
+                f"{self.source}: {name} changed while it was measured: start again when nothing "
+                f"writes there"
             )
         caption = None if self.captions is None else self.captions[index]
         extra = self._extra[index]
-        return Picture(index, entry.name, image, caption, entry.seed, key_of(digest), extra)
+        return Picture(index, name, image, caption, entry.seed, key_of(digest), extra)
 
     def _decoded(self, indices: Sequence[int]) -> Iterator[tuple[Entry, Image.Image | str]]:
         """Each row with its image, or with the reason why it has none."""
@@ -242,6 +243,11 @@ def refuse_bad(source: str, bad: Sequence[str], good: int) -> None:
         )
     if good == 0:
         raise ValueError(f"{source} holds no images: give a folder or Parquet file that does.")
+
+
+def _spelled(name: str) -> str:
+    """A name as it can be written into a report: file names need not be UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _decode(entry: Entry) -> Image.Image | str:

@@ -167,3 +167,64 @@ def test_pictures_straight_from_a_painter() -> None:
 
 def test_a_key_is_the_head_of_a_digest() -> None:
     assert key_of(b"\x01" + b"\x00" * 7 + b"\xff" * 24) == 1
+
+
+def test_what_seems_to_be_an_image_is_never_left_out(folder: Path, tmp_path: Path) -> None:
+    """Images by other names count; what cannot be looked at is named and refused."""
+    whole = (folder / "0.png").read_bytes()
+    (folder / "6.jfif").write_bytes(whole)
+    (folder / "no-suffix").write_bytes(whole)
+    (folder / "0.txt.json").write_text("{}")
+    (folder / "README").write_text("six pictures")
+    assert len(opened(folder)) == COUNT + 2
+    (folder / "7.jpg.part").write_bytes(b"")
+    (folder / "8.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "more").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "more")
+    with pytest.raises(ValueError, match=r"3 of 11 images.*7\.jpg\.part.*8\.heic.*linked \(a link"):
+        opened(folder)
+
+
+def test_links_in_a_tar_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "6.png").hardlink_to(folder / "0.png")
+    (folder / "7.png").symlink_to("0.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(folder, "plain")
+    with pytest.raises(ValueError, match="2 of 8 images"):
+        opened(tmp_path / "a.tar")
+
+
+def test_images_beside_a_tar_are_not_passed_over(folder: Path) -> None:
+    containers(folder)[0].rename(folder / "b.tar")
+    (folder / "b.parquet").unlink()
+    (folder / "c.parquet").unlink()
+    with pytest.raises(ValueError, match=r"0\.png and 5 more images beside b\.tar"):
+        opened(folder)
+
+
+def test_a_painted_folder_is_whole_and_reaches_nowhere_else(folder: Path) -> None:
+    (folder / "settings.json").write_text(json.dumps({"cfg": 2.0, "num": 1, "prompts": ["x"]}))
+    with pytest.raises(ValueError, match="not painted to its end"):
+        opened(folder)
+    rows = [{"file": f"{n}.png", "prompt": "red\u2028circle", "seed": n} for n in range(COUNT)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "images.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert opened(folder).captions == ["red\u2028circle"] * COUNT
+    outside = json.dumps({"file": "../outside.png"})
+    (folder / "images.jsonl").write_text("\n".join([*lines[:4], outside]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"1 of 5 .*leaves the folder"):
+        opened(folder)
+
+
+def test_names_and_prompts_can_be_written_down(folder: Path) -> None:
+    """File names that are not UTF-8 are spelled out; such a prompt is no prompt."""
+    (folder / "0.png").rename(folder / b"\xff.png".decode("utf-8", "surrogateescape"))
+    found = opened(folder)
+    assert "\\udcff.png" in found.names
+    assert [picture.name for picture in found] == list(found.names)
+    (folder / "images.jsonl").write_text('{"file": "1.png", "prompt": "\\udcff"}')
+    with pytest.raises(ValueError, match="the prompt is not valid UTF-8"):
+        opened(folder)
+    (folder / "images.jsonl").write_bytes(b'{"file": "1.png", "prompt": "\xff"}')
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        opened(folder)
