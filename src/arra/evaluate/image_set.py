@@ -12,8 +12,9 @@ Legend: N images.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from arra.data.progress import Meter
 from arra.data.sources import Scalar
 
 READ_AT_ONCE = 256
+AHEAD = 4  # decoded images that wait, per worker
 SHOWN = 5  # how many bad images an error spells out, and how many sizes a report does
 NO_EXTRA: Mapping[str, Scalar] = {}
 
@@ -221,8 +223,14 @@ class StoredSet:
         """Each row with its image, or with the reason why it has none."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as pool:
             for start in range(0, len(indices), READ_AT_ONCE):
-                rows = list(self._rows(indices[start : start + READ_AT_ONCE]))
-                yield from zip(rows, pool.map(_decode, rows), strict=True)
+                # Decoded photographs are large: few of them are ahead of who looks at them.
+                ahead: deque[tuple[Entry, Future[Image.Image | str]]] = deque()
+                for entry in list(self._rows(indices[start : start + READ_AT_ONCE])):
+                    ahead.append((entry, pool.submit(_decode, entry)))
+                    if len(ahead) > AHEAD * self._workers:
+                        first, decoded = ahead.popleft()
+                        yield first, decoded.result()
+                yield from ((entry, decoded.result()) for entry, decoded in ahead)
 
     def _rows(self, indices: Sequence[int]) -> Iterator[Entry]:
         if isinstance(indices, range):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from arra.evaluate import image_set
 from arra.evaluate.entries import open_entries
 from arra.evaluate.image_set import StoredSet, key_of
 from arra.evaluate.painter import PaintedSet
@@ -228,3 +229,17 @@ def test_names_and_prompts_can_be_written_down(folder: Path) -> None:
     (folder / "images.jsonl").write_bytes(b'{"file": "1.png", "prompt": "\xff"}')
     with pytest.raises(ValueError, match="is not UTF-8"):
         opened(folder)
+
+
+def test_few_pictures_are_decoded_ahead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or 256 photographs of 12 megapixels would take 9 GB."""
+    for number in range(COUNT, 40):
+        (folder / f"{number}.png").write_bytes((folder / "0.png").read_bytes())
+    found = opened(folder)
+    decoded = []
+    load = image_set.load_rgb
+    monkeypatch.setattr(image_set, "load_rgb", lambda path: decoded.append(path) or load(path))
+    pictures_ = iter(found)
+    next(pictures_)
+    assert len(decoded) <= 2 * image_set.AHEAD + 1
+    assert len(list(pictures_)) == 39
