@@ -15,6 +15,7 @@ prefill, T tokens, D model width, K codes, N pictures.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -115,12 +116,12 @@ class Lane:
         self._state = State.idle(rows, columns, backbone.device)
         self._code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
         self._code_columns = _columns_of(self._code_ids_K)
-        self._filtered = False
-        plain, filtered, feed = (
-            Step(run, backbone.device, compiled=compiled)
-            for run in (partial(self._draw, False), partial(self._draw, True), self._feed)
-        )
-        self._draw_now, self._feed_now = {False: plain, True: filtered}, feed
+        self._filtered = self._greedy = False  # whether any row may be, as RowSampling says it
+        self._draw_now = {
+            kind: Step(partial(self._draw, *kind), backbone.device, compiled=compiled)
+            for kind in product((False, True), repeat=2)
+        }
+        self._feed_now = Step(self._feed, backbone.device, compiled=compiled)
 
     # ---- who sits where -------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Lane:
         state = self._state
         state.active_R[rows] = state.position_R[rows] = state.step_R[rows] = 0
         if not self._seats:
-            self._filtered = False
+            self._filtered = self._greedy = False
         return seat.request
 
     # ---- beginning ------------------------------------------------------------------------------
@@ -186,6 +187,7 @@ class Lane:
             state.temperature_R[rows] = sampling.temperature
             state.top_k_R[rows], state.top_p_R[rows] = sampling.top_k, sampling.top_p
             self._filtered |= filters(sampling)
+            self._greedy |= sampling.temperature == 0
 
     def _prefixes(self, seat: Seat) -> list[list[int]]:
         """What stands before the first code, for each of a picture's rows."""
@@ -260,7 +262,7 @@ class Lane:
 
     def _go_on(self) -> None:
         """Paints one token in every row."""
-        self._draw_now[self._filtered]()
+        self._draw_now[self._filtered, self._greedy]()
         if any(seat.done + 1 < len(seat.steps.forced) for seat in self._seats.values()):
             self._feed_now()
             self.forwards += 1
@@ -288,16 +290,15 @@ class Lane:
                 "diverged; use an earlier checkpoint"
             )
 
-    def _draw(self, filtered: bool) -> None:
+    def _draw(self, filtered: bool, greedy: bool) -> None:
         """The next token of every row: a code that is drawn, or what the format dictates."""
         state = self._state
         assert state.hidden_RD is not None
         step_R1 = state.step_R[:, None]
         forced_R = state.forced_RS.gather(1, step_R1)[:, 0]
-        rows = RowSampling(state.temperature_R, state.top_k_R, state.top_p_R, filtered)
+        rows = RowSampling(state.temperature_R, state.top_k_R, state.top_p_R, filtered, greedy)
         logits_RK = self._guided(state.hidden_RD, state.scale_RS.gather(1, step_R1))
-        is_fine_R = logits_RK.amax(-1).isfinite() | (forced_R >= 0) | (state.active_R == 0)
-        state.finite_R.logical_and_(is_fine_R)
+        state.finite_R.logical_and_(logits_RK.amax(-1).isfinite())
         code_R = sample(logits_RK, state.uniform_RS.gather(1, step_R1)[:, 0], rows)
         state.drawn_RS.scatter_(1, step_R1, code_R[:, None])
         state.step_R.add_(state.active_R)
@@ -316,10 +317,8 @@ class Lane:
         """Logits of the legal codes with guidance (R, K); both rows of a picture have the same."""
         logits_RK = self._code_logits(hidden_RD)
         guided_RK = logits_RK.index_select(0, self._state.leader_R)
-        scale_R1 = scale_R1.to(logits_RK.dtype)
         unguided_RK = logits_RK.index_select(0, self._state.partner_R)
-        mixed_RK = guide(guided_RK, unguided_RK, scale_R1)
-        return torch.where(scale_R1 == 1, guided_RK, mixed_RK)
+        return guide(guided_RK, unguided_RK, scale_R1)
 
     def _code_logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits of the legal codes, (R, K), in float32 at least."""

@@ -27,22 +27,29 @@ def uniforms(seeds: Sequence[int], positions: int) -> Tensor:
 
 
 def guide(guided_RK: Tensor, unguided_RK: Tensor, cfg: float | Tensor) -> Tensor:
-    """Classifier-free guidance on logits: unguided + cfg * (guided - unguided), as LlamaGen."""
-    return unguided_RK + cfg * (guided_RK - unguided_RK)
+    """Classifier-free guidance on logits: unguided + cfg * (guided - unguided), as LlamaGen.
+
+    To the last bit, what is unguided at 0 and what is guided at 1.
+    """
+    if isinstance(cfg, Tensor):
+        cfg = cfg.to(guided_RK.dtype)
+    return torch.lerp(unguided_RK, guided_RK, cfg)
 
 
 @dataclass(frozen=True)
 class RowSampling:
     """How each row draws: the fields of `Sampling` as tensors (R,).
 
-    `filtered` says whether any row may have a top-k or top-p: sorting the codes is left out where
-    none does, and changes no bit of a row that has neither.
+    `filtered` says whether any row may have a top-k or top-p, `greedy` whether any may have
+    temperature 0: sorting the codes, or looking for the likeliest, is left out where none does, and
+    changes no bit of the other rows.
     """
 
     temperature_R: Tensor
     top_k_R: Tensor
     top_p_R: Tensor
     filtered: bool
+    greedy: bool
 
     @classmethod
     def of(cls, rows: Sequence[Sampling], device: torch.device | str = "cpu") -> "RowSampling":
@@ -52,6 +59,7 @@ class RowSampling:
             torch.tensor([row.top_k for row in rows], device=device),
             torch.tensor([row.top_p for row in rows], device=device, dtype=torch.float64),
             any(filters(row) for row in rows),
+            any(row.temperature == 0 for row in rows),
         )
 
 
@@ -68,12 +76,14 @@ def sample(logits_RK: Tensor, uniform_R: Tensor, rows: RowSampling) -> Tensor:
         uniform_R: float64 in [0, 1).
     """
     weights_RK = code_probabilities(logits_RK, rows)
-    cdf_RK = weights_RK.double().cumsum(-1)
+    cdf_RK = weights_RK.cumsum(-1, dtype=torch.float64)
     # Scaling the uniform by the total instead of the probabilities by its inverse: the last code
     # with any weight then always ends above the threshold, and one without weight is never drawn.
     threshold_R1 = (uniform_R * cdf_RK[:, -1]).unsqueeze(1)
     drawn_R = torch.searchsorted(cdf_RK, threshold_R1, right=True).squeeze(1)
     drawn_R = drawn_R.clamp(max=cdf_RK.shape[1] - 1)  # past the end only where logits are NaN
+    if not rows.greedy:
+        return drawn_R
     return torch.where(rows.temperature_R == 0, logits_RK.argmax(-1), drawn_R)
 
 
@@ -84,7 +94,9 @@ def code_probabilities(logits_RK: Tensor, rows: RowSampling) -> Tensor:
     temperature 0 they are those of temperature 1, and `sample` does not ask for them.
     """
     wide_RK = logits_RK if logits_RK.dtype == torch.float64 else logits_RK.float()
-    temperature_R = torch.where(rows.temperature_R == 0, 1.0, rows.temperature_R)
+    temperature_R = rows.temperature_R
+    if rows.greedy:
+        temperature_R = torch.where(temperature_R == 0, 1.0, temperature_R)
     probability_RK = (wide_RK / temperature_R[:, None].to(wide_RK.dtype)).softmax(-1)
     if not rows.filtered:
         return probability_RK

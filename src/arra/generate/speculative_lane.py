@@ -45,7 +45,7 @@ class SpeculativeLane(Lane):
         device, pictures = backbone.device, rows // rows_each
         self._window = speculation.width
         self._drafts = self._new_drafts(pictures, speculation)
-        self._rows_each, self._greedy = rows_each, False
+        self._rows_each = rows_each
         self._leader_N = torch.arange(pictures, device=device) * rows_each
         self._picture_R = (torch.arange(rows, device=device) // rows_each).clamp(max=pictures - 1)
         self._begun_R = torch.zeros(rows, dtype=torch.long, device=device)
@@ -76,8 +76,6 @@ class SpeculativeLane(Lane):
     def admit(self, arrivals: Iterable[tuple[int, Request]]) -> None:
         before = set(self._seats)
         super().admit(arrivals)
-        for ticket in self._seats.keys() - before:
-            self._greedy |= self._seats[ticket].request.sampling.temperature == 0
         self._start([seat for ticket, seat in self._seats.items() if ticket not in before])
 
     @torch.inference_mode()
@@ -94,7 +92,9 @@ class SpeculativeLane(Lane):
             return
         state, drafts = self._state, self._drafts
         assert state.hidden_RD is not None
-        rows = RowSampling(state.temperature_R, state.top_k_R, state.top_p_R, self._filtered)
+        rows = RowSampling(
+            state.temperature_R, state.top_k_R, state.top_p_R, self._filtered, self._greedy
+        )
         logits_RK = self._guided(state.hidden_RD, state.scale_RS[:, :1])
         state.finite_R.logical_and_(logits_RK.amax(-1).isfinite() | (state.active_R == 0))
         first_R = sample(logits_RK, state.uniform_RS[:, 0], rows)
@@ -179,16 +179,18 @@ class SpeculativeLane(Lane):
         guided_NWK = logits_RWK[self._leader_N]
         if self._rows_each == 1:
             return guided_NWK
-        scale_NW1 = scale_NW[..., None].to(logits_RWK.dtype)
-        mixed_NWK = guide(guided_NWK, logits_RWK[self._leader_N + 1], scale_NW1)
-        return torch.where(scale_NW1 == 1, guided_NWK, mixed_NWK)
+        return guide(guided_NWK, logits_RWK[self._leader_N + 1], scale_NW[..., None])
 
     def _distributions(self, logits_NWK: Tensor, filtered: bool, greedy: bool) -> Tensor:
         """What a code is drawn from at each step, (N, W, K)."""
         state, (_, width, codes) = self._state, logits_NWK.shape
         each_X = self._leader_N.repeat_interleave(width)
         rows = RowSampling(
-            state.temperature_R[each_X], state.top_k_R[each_X], state.top_p_R[each_X], filtered
+            state.temperature_R[each_X],
+            state.top_k_R[each_X],
+            state.top_p_R[each_X],
+            filtered,
+            greedy,
         )
         p_NWK = code_probabilities(logits_NWK.flatten(0, 1), rows)
         p_NWK = p_NWK.view_as(logits_NWK)
