@@ -17,7 +17,7 @@ from arra.evaluate.conditions import cautions, differences
 from arra.evaluate.directions import better
 from arra.evaluate.outputs import COMPARISON, REPORT, SCORES, check_out
 from arra.evaluate.paired import over_seeds, paired_difference
-from arra.evaluate.report import FORMAT_VERSION
+from arra.evaluate.report import FORMAT_VERSION, begun
 from arra.evaluate.table import markdown_table, shown
 from arra.files import read_json
 
@@ -68,6 +68,9 @@ def open_report(spec: str) -> Opened:
             f"{file} is of format 1, which says too little to be compared: measure again (this "
             f"version writes format {FORMAT_VERSION})"
         )
+    missing = sorted(begun(0).keys() - report.keys())
+    if missing:
+        raise ValueError(f"{file} is no report of `arra evaluate`: it has no {missing[0]}")
     scores = file.parent / SCORES
     return Opened(spec, report, _rows(scores) if path.is_dir() and scores.is_file() else ())
 

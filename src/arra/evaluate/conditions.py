@@ -57,6 +57,8 @@ def _conditions(report: Report) -> dict[str, Any]:
         "prompts (SHA-256)": generated.get("prompts_sha256"),
         "text (SHA-256)": report.get("text", {}).get("sha256"),
     }
+    if real and "moments" not in real:  # the same pictures are then another reference
+        found["moments of the reference (SHA-256)"] = "none"
     found |= {f"{name} of the images": value for name, value in _of(report, "preprocessing")}
     for part in ("extractors", "judges"):
         for key, described in _of(report, part):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from arra.cli import main
 from arra.data.builtin import caption, draw, scene_at
-from arra.evaluate.comparison import Opened, compared_reports, told
+from arra.evaluate.comparison import Opened, compared_reports, open_report, told
 from arra.evaluate.directions import better
 from arra.evaluate.paired import over_seeds, paired_difference
 from arra.evaluate.report import begun
@@ -53,6 +53,7 @@ def compared(*reports, force=False):
     [
         (("real", "sha256"), "d" * 64, "reference (SHA-256 of its pixels) aaaaaaaaaaaa… against"),
         (("real", "n"), 11, "reference images 10 against 11"),
+        (("real", "moments"), {"sha256": "e" * 64}, "moments of the reference (SHA-256) none aga"),
         (("generated", "n"), 21, "generated images 20 against 21"),
         (("generated", "prompts_sha256"), "d" * 64, "prompts (SHA-256) cccccccccccc… against"),
         (("extractors", "tiny", "fingerprint"), "e" * 64, "fingerprint of tiny ffffffffffff…"),
@@ -182,3 +183,10 @@ def test_from_the_command_line(tmp_path, capsys):
     (tmp_path / "odd.json").write_text("{}")
     assert main(["evaluate", "compare", a, str(tmp_path / "odd.json")]) == 1
     assert "has no metrics" in capsys.readouterr().err
+
+
+def test_a_comparison_is_no_report(tmp_path):
+    file = tmp_path / "comparison.json"
+    file.write_text(json.dumps(compared(report(), report())))
+    with pytest.raises(ValueError, match="no report of `arra evaluate`: it has no counts"):
+        open_report(str(file))
