@@ -1,5 +1,6 @@
 """Where `--out` may point to: a JSON file, or a folder that is new or holds what we wrote there."""
 
+import os
 from pathlib import Path
 
 from arra.files import read_json
@@ -23,6 +24,7 @@ def check_out(out: Path, main: str = REPORT) -> None:
     Raises:
         ValueError: there is something that we did not write, or that holds more than that.
     """
+    check_place(out)
     if is_file(out) or not out.exists():
         return
     if not out.is_dir():
@@ -33,6 +35,21 @@ def check_out(out: Path, main: str = REPORT) -> None:
         what = f"it holds {foreign[0]}" if foreign else f"it has no {main} of `arra evaluate`"
         kind = main.removesuffix(".json")
         raise ValueError(f"--out {out} is there already and is no {kind} ({what}): name a new one")
+
+
+def check_place(file: Path) -> None:
+    """Refuses a place where nothing can be written, before hours of work.
+
+    Raises:
+        ValueError: it is below a file, or in a folder that may not be written to, or it is to be a
+            file and is a folder.
+    """
+    above = next(each for each in file.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "is a file" if not above.is_dir() else "may not be written to"
+        raise ValueError(f"{file} cannot be written: {above} {what}")
+    if file.suffix in (".json", ".npz") and file.is_dir():
+        raise ValueError(f"{file} is a folder, and a file is to be written there: name another")
 
 
 def _is_ours(name: str, main: str) -> bool:

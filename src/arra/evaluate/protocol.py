@@ -22,7 +22,7 @@ from arra.evaluate.image_set import ImageSet, StoredSet
 from arra.evaluate.judges import circular, galleries_of, open_judges
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
 from arra.evaluate.moments import computed_from
-from arra.evaluate.outputs import check_out, is_file
+from arra.evaluate.outputs import check_out, check_place, is_file
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, go_through
 from arra.evaluate.perplexity import read_documents, text_perplexity
@@ -44,6 +44,8 @@ def evaluate(config: EvaluateConfig, reference: Reference | None = None) -> dict
     """
     if config.out is not None:
         check_out(config.out)
+    if config.save_moments is not None:
+        check_place(config.save_moments)
     measured = Measured(begun(config.seed))
     if config.judges_images:
         _measure_images(config, measured, reference or Reference(config))

@@ -17,7 +17,7 @@ from arra.evaluate.measures import (
 from arra.evaluate.pathology import Unmentioned
 from arra.evaluate.resizing import PUBLISHED, Filter
 from arra.evaluate.xrv import is_xrv
-from arra.generate.settings import DEFAULT_SLOTS
+from arra.generate.settings import DEFAULT_SLOTS, GenerateConfig
 
 METRICS = (*DISTANCES, *SIMILARITIES, CLASSIFIED, "clip_score", "auroc", "copies", "scenes")
 
@@ -145,8 +145,15 @@ class EvaluateConfig(MeasureConfig):
             raise ValueError("--text needs --model: the language model whose text is judged")
         if self.generated is not None and self.model is not None and self.text is None:
             raise ValueError("--generated and --model are both what is judged: give one of them")
+        # Whatever cannot be painted with is told now.
+        GenerateConfig("", "", num=self.num, seed=self.seed, cfg=self.cfg, slots=self.slots)
+        self._check_unread()
         if not self.judges_images:
             return
+        if not self.metric_names:
+            raise ValueError(
+                f"--metrics names nothing to measure: choose from {', '.join(METRICS)}"
+            )
         if ("clip_score" in self.metric_names) != bool(self.clip):
             raise ValueError("--metrics clip_score and --clip SPEC need each other: give both")
         compares = [name for name in self.metric_names if name in (*DISTANCES, "ms_ssim_paired")]
@@ -163,11 +170,27 @@ class EvaluateConfig(MeasureConfig):
             raise ValueError("--metrics auroc needs --real, with labels, and --extractor xrv:FILE")
         if self.save_moments is not None and (self.real is None or len(self.extractor) != 1):
             raise ValueError("--save-moments is of --real under one --extractor: give one of each")
+        if self.save_moments is not None and self.save_moments.suffix != ".npz":
+            raise ValueError(f"--save-moments {self.save_moments}: its name must end in .npz")
         sees = [name for name in self.metric_names if name in (*DISTANCES, "vendi", "copies")]
         if sees and not self.extractor:
             raise ValueError(
                 f"--metrics {','.join(sees)} needs --extractor: a folder, a hub id or "
                 f"builtin:scenes-judge (the measure is named after it)"
+            )
+
+    def _check_unread(self) -> None:
+        """Refuses options that would change nothing: whoever gives one believes that it does."""
+        if self.generated is not None and (self.cfg, self.prompts, self.num) != (None, None, 1):
+            raise ValueError(
+                "--cfg, --prompts and --num are of pictures that --model paints; those of "
+                "--generated are there already"
+            )
+        of_images = (self.real, self.prompts, self.cfg, self.training, self.save_moments)
+        given = any(each is not None for each in of_images) or self.extractor or self.clip
+        if not self.judges_images and (given or self.by_seed):
+            raise ValueError(
+                "--text judges what --model writes and no pictures: measure those without --text"
             )
 
     def _check_inception(self) -> None:

@@ -164,7 +164,7 @@ def test_lost_classes_are_noticed_by_inception_score(stand_in, folder, tmp_path)
         ({"extractor": ("builtin:scenes-judge",)}, "sfid,is is of streams that only FID's"),
         ({"extractor": ("x",), "metrics": "fd", "resize": "clean"}, "of --extractor inception"),
         ({"extractor": ()}, "--extractor inception"),
-        ({"save_moments": "x.npz", "real": None, "metrics": "is"}, "--save-moments is of --real"),
+        ({"save_moments": Path("x.npz"), "real": None, "metrics": "is"}, "--save-moments is of --real"),
     ],
 )
 def test_wrong_use_is_told_before_anything_is_loaded(folder, given, message):
@@ -273,7 +273,7 @@ def test_moments_without_the_spatial_ones_have_no_sfid(stand_in, folder, tmp_pat
     [
         ({"resize": "clean"}, "made with another resize"),
         ({"size": 12}, "made with another size"),
-        ({"save_moments": "x.npz"}, "holds moments already"),
+        ({"save_moments": Path("x.npz")}, "holds moments already"),
     ],
 )
 def test_moments_made_otherwise_are_refused(saved, folder, given, message):

@@ -183,11 +183,27 @@ def test_a_painter_is_judged_without_files(encoder):
         ({"text": "file.txt"}, "needs --model"),
         ({"generated": "x", "model": "y"}, "give one of them"),
         ({"generated": "x", "metrics": "scenes", "limit": 0}, "--limit must be at least 1"),
+        ({"generated": "x", "metrics": " , "}, "nothing to measure"),
+        ({"generated": "x", "metrics": "scenes", "seed": -1}, "--seed must be in"),
+        ({"model": "x", "metrics": "scenes", "cfg": float("nan")}, "--cfg must be at least 0"),
+        ({"generated": "x", "metrics": "scenes", "cfg": 2.0}, "are there already"),
+        ({"generated": "x", "metrics": "scenes", "prompts": "p.txt"}, "are there already"),
+        ({"model": "x", "text": "t", "real": "y", "extractor": ("e",)}, "without --text"),
     ],
 )
 def test_wrong_use_is_told_before_anything_is_loaded(given, message):
     with pytest.raises(ValueError, match=message):
         config(**given)
+
+
+@pytest.mark.parametrize("given", [{"out": "f/x.json"}, {"out": "d.json"}, {"save": "f/x.npz"}])
+def test_what_cannot_be_written_is_told_before_anything_is_loaded(given, tmp_path):
+    (tmp_path / "f").write_text("")
+    (tmp_path / "d.json").mkdir()
+    asked = {"real": "nowhere", "extractor": ("nowhere",), "generated": "nowhere"}
+    asked |= {{"save": "save_moments"}.get(name, name): tmp_path / at for name, at in given.items()}
+    with pytest.raises(ValueError, match=r"is a file|is a folder"):
+        evaluate(config(**asked))
 
 
 def test_scenes_need_prompts(tmp_path):
