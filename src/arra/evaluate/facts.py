@@ -13,7 +13,7 @@ Report = Mapping[str, Any]
 
 VALUES = (
     *("metrics", "intervals", "counts", "reasons", "details", "warnings"),
-    *("by_seed", "over_seeds", "curves"),
+    *("by_seed", "over_seeds"),
 )
 """Entries of a report that are values, not protocol."""
 NAMES = {

@@ -123,7 +123,7 @@ def _value_row(report: Report, key: str) -> str:
 
 
 def _plots(report: Report, scores: Mapping[str, np.ndarray]) -> str:
-    drawn = [*_shares(report), *_precision_recall(report), *_curves(report), *_spread(scores)]
+    drawn = [*_shares(report), *_precision_recall(report), *_extrapolated(report), *_spread(scores)]
     figures = "".join(figure(svg, caption) for svg, caption in drawn)
     return section("Plots", f'<div class="plots">{figures}</div>' if drawn else "")
 
@@ -190,8 +190,8 @@ def _precision_recall(report: Report) -> Iterator[tuple[str, str]]:
         yield svg, "Precision against recall, with 95 % intervals, a point for each extractor."
 
 
-def _curves(report: Report) -> Iterator[tuple[str, str]]:
-    """Fréchet distances against 1/N with the line that was read at 0, and other curves."""
+def _extrapolated(report: Report) -> Iterator[tuple[str, str]]:
+    """Fréchet distances against 1/N with the line that was read at 0."""
     for key, details in report["details"].items():
         if "curve" not in details or report["metrics"].get(key) is None:
             continue
@@ -204,10 +204,6 @@ def _curves(report: Report) -> Iterator[tuple[str, str]]:
             y_label="Fréchet distance, lower is better",
         )
         yield svg, f"{key}: the line through the distances of subsets, read at 0: {rounded(value)}."
-    for key, points in (report.get("curves") or {}).items():
-        trace = Trace("", [x for x, _ in points], [y for _, y in points], COLOURS[0])
-        y_label = ", ".join(filter(None, (key, direction(key))))
-        yield scatter([trace], x_label="", y_label=y_label), key
 
 
 def _spread(scores: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
