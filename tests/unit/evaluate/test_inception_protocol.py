@@ -5,6 +5,7 @@ streams takes its place, but for one test.
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def test_lost_classes_are_noticed_by_inception_score(stand_in, folder, tmp_path)
         ({"extractor": ("builtin:scenes-judge",)}, "sfid,is is of streams that only FID's"),
         ({"extractor": ("x",), "metrics": "fd", "resize": "clean"}, "of --extractor inception"),
         ({"extractor": ()}, "--extractor inception"),
-        ({"save_moments": Path("x.npz"), "real": None, "metrics": "is"}, "--save-moments is of --real"),
+        ({"save_moments": "x.npz", "real": None, "metrics": "is"}, "--save-moments is of --real"),
     ],
 )
 def test_wrong_use_is_told_before_anything_is_loaded(folder, given, message):
