@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from arra.data.images import square
-from arra.evaluate.features import FEATURES, Extractor
+from arra.evaluate.features import FEATURES, Extractor, finite
 from arra.evaluate.finding import Finding
 from arra.evaluate.gallery import Gallery
 from arra.evaluate.image_set import ImageSet, Picture, digest_of, key_of
@@ -103,7 +103,7 @@ class CopiesPass:
         """`copies@NAME`: the share of generated pictures closer to a training picture than all but
         1 % of held-out ones; `exact_copies`: the share that are training pictures to the pixel."""
         found = self._compare()
-        exact = bootstrap_mean(found.exact_M, proportion=True)
+        exact = bootstrap_mean(found.exact_M[found.order_M], proportion=True)
         assert exact is not None
         method = "bootstrap over images"
         details = {"exact": int(found.exact_M.sum()), "training": len(self._training)}
@@ -243,4 +243,5 @@ def _keys(pictures: Sequence[Picture]) -> list[int]:
 
 
 def _features(extractor: Extractor, pictures: Sequence[Picture]) -> np.ndarray:
-    return extractor([picture.image for picture in pictures])[FEATURES]
+    rows_nD = extractor([picture.image for picture in pictures])[FEATURES]
+    return finite(rows_nD, [picture.name for picture in pictures], extractor.name)

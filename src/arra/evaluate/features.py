@@ -54,6 +54,20 @@ class EncoderFeatures:
         return {FEATURES: self._encoder(images).cpu().numpy()}
 
 
+def finite(rows_nD: np.ndarray, names: Sequence[str], network: str) -> np.ndarray:
+    """Features of pictures of these names; ValueError naming those that are NaN or infinite, which
+    a mean would pass on to all, or leave out."""
+    finite_n = np.isfinite(rows_nD).all(axis=1)
+    bad = [name for name, fine in zip(names, finite_n, strict=True) if not fine]
+    if bad:
+        more = f" and {len(bad) - 1} more of {len(names)}" if len(bad) > 1 else ""
+        raise ValueError(
+            f"{network} has NaN or infinity for {bad[0]}{more}: look at the picture, and at the "
+            f"network's weights and type"
+        )
+    return rows_nD
+
+
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     """What a report says about an encoder."""
     return {

@@ -63,13 +63,16 @@ def _of_copies(
 ) -> list[CopiesPass]:
     """The training pictures are all of them, whatever --limit says: a copy may be of any."""
     real = reference.real
+    everything = replace(config, limit=None)
     if config.training is not None:
-        everything = replace(config, limit=None)
         training = stored_set(everything, config.training, config.training_split)
         if real is not None and real.described()["sha256"] == training.described()["sha256"]:
             real = None
     elif real is not None:
-        training, real = real, None
+        assert config.real is not None
+        whole = config.limit is None
+        training = real if whole else stored_set(everything, config.real, config.split)
+        real = None
     else:
         raise ValueError("--metrics copies needs pictures of --training, or of --real")
     return [

@@ -95,7 +95,7 @@ def compared(
         found[f"fd@{name}"] = _frechet(gaussian, judged)
     if "fd_infinity" in metrics:
         found[f"fd_infinity@{name}"] = (
-            fd_infinity(gaussian, judged.rows_ND, seed=seed)
+            fd_infinity(gaussian, judged.rows_ND[:KEPT_ROWS], seed=seed)
             if isinstance(gaussian, Gaussian)
             else Finding(None, judged.count, reason=gaussian)
         )
@@ -108,8 +108,8 @@ def compared(
     reference = real.streams[FEATURES]
     if "kid" in metrics:
         found[f"kid@{name}"] = kernel_finding(
-            reference.rows_ND,
-            judged.rows_ND,
+            reference.rows_ND[:KEPT_ROWS],
+            judged.rows_ND[:KEPT_ROWS],
             subsets=subsets,
             subset_size=subset_size,
             seed=seed,
@@ -176,6 +176,8 @@ def likeness(
     elif "ms_ssim_paired" in metrics:
         assert real is not None
         pairs_P2 = pair_up(real.names, real.captions, generated.names, generated.captions)
+        # The interval's resampling depends on the order of the pairs.
+        pairs_P2 = pairs_P2[np.argsort(keys_M[pairs_P2[:, 1]], kind="stable")]
         found["ms_ssim_paired"], values_P = ms_ssim_paired(
             pairs_P2, reader(real), reader(generated), seed=seed
         )

@@ -12,7 +12,7 @@ import numpy as np
 from arra.data.images import square
 from arra.data.progress import Meter
 from arra.evaluate.collected import Collected
-from arra.evaluate.features import Extractor
+from arra.evaluate.features import Extractor, finite
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import ImageSet, Picture
 from arra.evaluate.inception_network import LOGITS
@@ -73,7 +73,11 @@ class FeaturePass:
         if not self.streams and self.classified is None:
             return
         keys_N = np.array([picture.key for picture in pictures], np.uint64)
-        rows = self.extractor([picture.image for picture in pictures])
+        names = [picture.name for picture in pictures]
+        rows = {
+            name: finite(each, names, self.extractor.name)
+            for name, each in self.extractor([picture.image for picture in pictures]).items()
+        }
         self._add(rows, keys_N)
         seed_N = np.array([picture.seed for picture in pictures])
         for seed, part in self.by_seed.items():
@@ -96,18 +100,19 @@ class ScenePass:
     def __init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
         self._indices: list[int] = []
+        self._keys: list[int] = []
 
     def see(self, pictures: Sequence[Picture]) -> None:
         """Judges them."""
         captions = [picture.caption or "" for picture in pictures]
         self._indices += [picture.index for picture in pictures]
+        self._keys += [picture.key for picture in pictures]
         self._parts.append(scene_verdicts([picture.image for picture in pictures], captions))
 
     def findings(self) -> dict[str, Finding]:
         """{"scenes": the share of pictures that are all right, "scenes/shape": ..., ...}"""
-        verdicts = self.scores()
         found = {}
-        for name, values_N in verdicts.items():
+        for name, values_N in self._verdicts(self._keys).items():  # resampling depends on order
             answered = int((~np.isnan(values_N)).sum())
             interval = bootstrap_mean(values_N, proportion=name != "scenes/fragments")
             found[name] = (
@@ -121,12 +126,15 @@ class ScenePass:
 
     def scores(self) -> dict[str, np.ndarray]:
         """Verdict (N,) of each picture by index: 1 right, 0 wrong, NaN not asked for."""
-        by_index_N = np.argsort(self._indices)  # pictures come in any order
+        return self._verdicts(self._indices)  # pictures come in any order
+
+    def _verdicts(self, rising: Sequence[int]) -> dict[str, np.ndarray]:
+        order_N = np.argsort(np.array(rising, np.uint64), kind="stable")
         names = sorted(self._parts[0], key=lambda name: name != "all_right")
         return {
             "scenes" if name == "all_right" else f"scenes/{name}": np.concatenate(
                 [part[name] for part in self._parts]
-            )[by_index_N]
+            )[order_N]
             for name in names
         }
 

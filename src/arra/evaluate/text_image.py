@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from arra.encoders import load_encoder, split_spec
 from arra.encoders.clip_text import load_clip_text
-from arra.evaluate.features import describe_encoder
+from arra.evaluate.features import describe_encoder, finite
 from arra.evaluate.finding import Finding
 from arra.evaluate.image_set import Picture
 from arra.evaluate.intervals import bootstrap_mean
@@ -67,8 +67,15 @@ class ClipPass:
     def see(self, pictures: Sequence[Picture]) -> None:
         """Compares each picture, which has a caption, with it."""
         texts = [picture.caption or "" for picture in pictures]
-        image_nD = self.judge.images([picture.image for picture in pictures])
-        text_nD = self.judge.captions(texts)
+        names = [picture.name for picture in pictures]
+        image_nD = finite(
+            self.judge.images([picture.image for picture in pictures]), names, self.judge.name
+        )
+        text_nD = finite(
+            self.judge.captions(texts),
+            [f"the caption of {name}" for name in names],
+            self.judge.name,
+        )
         cosine_n = (image_nD.astype(np.float64) * text_nD).sum(axis=1)
         cut_n = self.judge.text.too_long(texts)
         for picture, cosine, cut in zip(pictures, cosine_n, cut_n, strict=True):

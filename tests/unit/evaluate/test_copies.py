@@ -202,6 +202,7 @@ def test_without_held_out_pictures_there_are_distances_only(sets):
         assert report["metrics"]["copies@scenes-clip"] is None
         assert "distances only" in report["reasons"]["copies@scenes-clip"]
         assert report["metrics"]["exact_copies"] == pytest.approx(2 / COUNT)
+        assert report["details"]["exact_copies"]["training"] == 200  # --limit does not shorten it
 
 
 def test_held_out_pictures_that_were_trained_on_do_not_count(sets):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from arra.evaluate.features import image_features
+from arra.evaluate.features import finite, image_features
 
 
 def test_features_keep_the_order_whatever_the_batch() -> None:
@@ -20,3 +20,10 @@ def test_features_keep_the_order_whatever_the_batch() -> None:
         assert features[:, 0].tolist() == list(range(7))
     with pytest.raises(ValueError, match="no images"):
         image_features([], encoder)
+
+
+def test_pictures_without_finite_features_are_named():
+    rows_nD = np.array([[0.0, 1.0], [np.nan, 1.0], [np.inf, 1.0]], np.float32)
+    assert finite(rows_nD[:1], ["a"], "net") is not None
+    with pytest.raises(ValueError, match=r"net has NaN or infinity for b and 1 more of 3"):
+        finite(rows_nD, ["a", "b", "c"], "net")

@@ -1,6 +1,7 @@
 """The report of `arra evaluate`: what it holds, what it refuses, and null with a reason."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -153,6 +154,38 @@ def test_batch_order_and_container_do_not_matter(encoder, painted, tmp_path):
     )
     assert first["generated"]["sha256"] == second["generated"]["sha256"]
     assert first["metrics"] == pytest.approx(second["metrics"], rel=1e-4, abs=1e-7)
+
+
+def reversed_folder(folder, new):
+    """The same pictures, listed the other way round."""
+    shutil.copytree(folder, new)
+    lines = (new / "images.jsonl").read_text("utf-8").splitlines(True)
+    (new / "images.jsonl").write_text("".join(reversed(lines)), "utf-8")
+    return new
+
+
+def test_intervals_do_not_depend_on_the_order_either(painted, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for place in ("real", "drawn"):
+        (tmp_path / place).mkdir()
+        for number in range(9):
+            pixels = rng.integers(0, 256, (161, 161, 3), np.uint8) // (number + 1)
+            Image.fromarray(pixels).save(tmp_path / place / f"{number}.png")
+    rows = [json.dumps({"file": f"{number}.png"}) + "\n" for number in range(9)]
+    (tmp_path / "drawn" / "images.jsonl").write_text("".join(rows))
+    asked = {
+        painted: {"metrics": "scenes"},
+        tmp_path / "drawn": {"metrics": "ms_ssim_paired", "real": str(tmp_path / "real")},
+    }
+    for folder, given in asked.items():
+        other = reversed_folder(folder, tmp_path / f"{folder.name}-reversed")
+        reports = [evaluate(config(generated=str(place), **given)) for place in (folder, other)]
+        assert reports[0]["intervals"]
+        for key, interval in reports[0]["intervals"].items():
+            expected = [pytest.approx(interval[end], abs=1e-12) for end in ("low", "high")]
+            found = reports[1]["intervals"][key]
+            assert [found["low"], found["high"]] == expected, key
 
 
 def test_a_painter_is_judged_without_files(encoder):
