@@ -22,6 +22,7 @@ import tyro
 from PIL import Image
 
 from arra.data.images import load_rgb
+from arra.data.source_tables import bad_path
 from arra.evaluate.finding import Finding
 from arra.files import atomic_dir, write_json
 from arra.generate.pictures import LISTING, prompt_files
@@ -180,7 +181,11 @@ def _by_prompt(painted: Path, prompts: Sequence[str], where: Path) -> list[list[
                 f"{number // num} of {where} is {prompts[number // num]!r}: paint it with "
                 f"--prompts {where}"
             )
-    files = [painted / str(row["file"]) for row in rows]
+    for number, row in enumerate(rows):
+        wrong = bad_path(row.get("file"))
+        if wrong is not None:
+            raise ValueError(f"picture {number} of {painted} cannot be used: {wrong}")
+    files = [painted / row["file"] for row in rows]
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise ValueError(f"{missing} is listed but not there: run `arra generate` again")
@@ -239,9 +244,7 @@ def geneval_scores(results: Path, prompts: Path | None = None) -> dict[str, Find
     if not answers:
         raise ValueError(f"{results} holds no scored image: run GenEval's evaluate_images.py again")
     if prompts is not None:
-        scored = {
-            json.loads(metadata).get("prompt") for each in answers.values() for metadata in each
-        }
+        scored = {_object(metadata).get("prompt") for each in answers.values() for metadata in each}
         _refuse_unscored([entry["prompt"] for entry in read_geneval(prompts)], scored, results)
     by_tag = {tag: _clustered(list(each.values())) for tag, each in answers.items()}
     values = [float(finding.value or 0.0) for finding, _ in by_tag.values()]

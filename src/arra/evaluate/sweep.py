@@ -122,7 +122,9 @@ def sweep(config: SweepConfig, say: Callable[[str], None] = print) -> dict[str, 
 
 def short_names(models: Sequence[str]) -> list[str]:
     """Names for folders and tables: the ends of paths, as short as they can be told apart."""
-    parts = [PurePath(model.replace(":", "-")).parts for model in models]
+    paths = [PurePath(model.replace(":", "-")) for model in models]
+    # "." and ".." name no folder, and results must not lie outside of --out.
+    parts = [(each if each.name.strip(".") else Path(each).resolve()).parts for each in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["-".join(each[-length:]).strip("/-") or "model" for each in parts]
         if len(set(names)) == len(names):

@@ -104,6 +104,13 @@ def _warnings(by_model: Mapping[str, Sequence[Point]]) -> Iterator[str]:
     yield from dict.fromkeys(
         f"{point.model}: {text}" for point in every for text in point.opened.report["warnings"]
     )
+    for model, (start, *more) in by_model.items():  # some may be of an earlier sweep
+        for point in more:
+            for text in differences(start.opened.report, point.opened.report):
+                yield (
+                    f"{model} at guidance {start.cfg:g} and {point.cfg:g} was not measured the "
+                    f"same way: {text}"
+                )
     (name, first), *others = by_model.items()
     for other, points in others:
         pair = (first[0].opened.report, points[0].opened.report)

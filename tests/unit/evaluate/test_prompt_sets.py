@@ -116,6 +116,11 @@ def test_what_cannot_be_arranged(geneval, dpg, tmp_path):
     broken = paint(tmp_path / "c", prompts, 1)
     (broken / "00001-0.png").unlink()
     refused("is listed but not there", broken)
+    outside = paint(tmp_path / "f", prompts, 1)
+    listing = (outside / "images.jsonl").read_text("utf-8")
+    for name in ("../secret.png", "/secret.png"):
+        (outside / "images.jsonl").write_text(listing.replace("00000-0.png", name), "utf-8")
+        refused("picture 0 of .* cannot be used", outside)
     refused("at most 4", paint(tmp_path / "d", prompts_of(dpg), 5), "dpg", dpg)
     odd = paint(tmp_path / "e", prompts_of(dpg), 2)
     Image.new("RGB", (8, 16)).save(odd / "00001-1.png")
@@ -156,6 +161,9 @@ def test_geneval_scores_are_the_scorers_own(tmp_path):
 
 def test_geneval_prompts_that_were_not_scored(geneval, tmp_path):
     results = made_up_results(tmp_path / "results.jsonl")
+    with pytest.raises(ValueError, match="3 of 3 prompts are not scored"):
+        read_scored(ScoredConfig("geneval", str(results), str(geneval)))
+    results.write_text('{"tag": "counting", "metadata": "no JSON", "correct": true}\n')
     with pytest.raises(ValueError, match="3 of 3 prompts are not scored"):
         read_scored(ScoredConfig("geneval", str(results), str(geneval)))
     results.write_text('{"tag": "counting"}\n')

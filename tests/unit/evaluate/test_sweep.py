@@ -148,6 +148,13 @@ def test_short_names():
         short_names(["a", "a/"])
 
 
+def test_short_names_stay_within_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "run" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "below")
+    assert short_names(["."]) == ["below"]
+    assert short_names(["..", "a/model"]) == ["run", "model"]
+
+
 def point(model, cfg, **values):
     report = begun(0) | {"metrics": values, "intervals": {"fd@x": {"low": 0.0, "high": 9.0}}}
     return Point(model, cfg, Opened(model, report))
@@ -168,6 +175,15 @@ def test_best_has_a_direction_and_says_where_it_may_lie_beyond():
     assert found["warnings"] == ["a: scenes is best at the last --cfg tried, 3: try more"]
     told = sweep_results.told(found | {"models": [{"name": "a"}], "cfg": [1.0, 2.0, 3.0]})
     assert "4 (0 to 9) at 2" in told
+
+
+def test_points_that_were_measured_differently_are_told():
+    """Such as before and after the weights of a judge were changed."""
+    points = [point("a", cfg, scenes=0.5 * cfg) for cfg in (1.0, 2.0)]
+    for number, each in enumerate(points):
+        each.opened.report["judges"] = {"clip_score@x": {"fingerprint": f"{number}"}}
+    (told,) = (text for text in results(points, {"a": None})["warnings"] if "same way" in text)
+    assert told.startswith("a at guidance 1 and 2 was not measured the same way: fingerprint of")
 
 
 def test_steps_of_unlike_runs_are_no_curve(models):
