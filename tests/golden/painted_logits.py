@@ -12,7 +12,6 @@ from torch import Tensor
 
 from arra.generate import lane
 from arra.generate.request import Event, Request
-from arra.generate.sampling import RowSampling
 from arra.models.base import Backbone
 
 
@@ -21,11 +20,13 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, list[Tensor]
     """By ticket, the logits (K,) of every code drawn, guidance applied."""
     found: dict[int, list[Tensor]] = {}
     seen: list[Tensor] = []
-    sample, advance = lane.sample, lane.Lane.advance
+    draw, advance = lane.Lane._draw, lane.Lane.advance
 
-    def spy(logits_RK: Tensor, uniform_R: Tensor, rows: RowSampling) -> Tensor:
-        seen.append(logits_RK.clone())
-        return sample(logits_RK, uniform_R, rows)
+    def spy(self: lane.Lane, filtered: bool, greedy: bool) -> None:
+        state = self._state
+        head_RV = self.backbone.head(state.hidden_RD)
+        seen.append(self._guided(head_RV, state.scale_RS.gather(1, state.step_R[:, None])))
+        draw(self, filtered, greedy)
 
     def spied(self: lane.Lane) -> list[Event]:
         seats = [(s.ticket, s.rows[0], s.steps.forced[s.done]) for s in self._seats.values()]
@@ -37,7 +38,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, list[Tensor]
         return events
 
     with monkeypatch.context() as patch:
-        patch.setattr(lane, "sample", spy)
+        patch.setattr(lane.Lane, "_draw", spy)
         patch.setattr(lane.Lane, "advance", spied)
         yield found
 

@@ -13,16 +13,18 @@ prefill, T tokens, D model width, K codes, N pictures.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from arra.generate.native_draw import NativeDraw
 from arra.generate.replay import Step
 from arra.generate.request import Event, Painted, Request, RowsPainted, Steps
-from arra.generate.sampling import RowSampling, filters, guide, sample, uniforms
+from arra.generate.sampling import RowSampling, filters, guide, is_plain, sample, uniforms
+from arra.generate.state import State
 from arra.models.base import Backbone
 from arra.text_features import TextFeatures
 
@@ -52,50 +54,6 @@ class Seat:
         return self.steps.cells_before[self.done] // self.request.grid[1]
 
 
-@dataclass
-class State:
-    """What decides each row's next token; a row of its own in every tensor."""
-
-    leader_R: Tensor  # the guided row of the row's picture
-    partner_R: Tensor  # the unguided one; the guided again where there is none
-    token_R: Tensor  # the next token
-    position_R: Tensor  # where it stands
-    step_R: Tensor
-    active_R: Tensor  # 1, or 0 where nobody sits
-    forced_RS: Tensor  # the token that the format dictates, -1: a code
-    uniform_RS: Tensor
-    scale_RS: Tensor  # of guidance
-    drawn_RS: Tensor  # codes
-    finite_R: Tensor
-    temperature_R: Tensor
-    top_k_R: Tensor
-    top_p_R: Tensor
-    hidden_RD: Tensor | None = field(default=None)  # what the next token follows from
-
-    @classmethod
-    def idle(cls, rows: int, columns: int, device: torch.device) -> "State":
-        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        own_R = torch.arange(rows, device=device)
-        return cls(
-            leader_R=own_R,
-            partner_R=own_R.clone(),
-            token_R=zeros(rows),
-            position_R=zeros(rows),
-            step_R=zeros(rows),
-            active_R=zeros(rows),
-            forced_RS=zeros(rows, columns),
-            uniform_RS=zeros(rows, columns, dtype=torch.float64),
-            scale_RS=zeros(rows, columns, dtype=torch.float32) + 1,
-            drawn_RS=zeros(rows, columns),
-            finite_R=zeros(rows, dtype=torch.bool) | True,
-            temperature_R=zeros(rows, dtype=torch.float32) + 1,
-            top_k_R=zeros(rows),
-            top_p_R=zeros(rows, dtype=torch.float64) + 1,
-        )
-
-
 class Lane:
     """A number of rows that paint side by side, each picture at its own place.
 
@@ -116,6 +74,10 @@ class Lane:
         self._state = State.idle(rows, columns, backbone.device)
         self._code_ids_K = torch.tensor(backbone.layout.code_ids, device=backbone.device)
         self._code_columns = _columns_of(self._code_ids_K)
+        self._native_draw: NativeDraw | None = None
+        dtype = next(backbone.model.parameters()).dtype
+        if not compiled and NativeDraw.serves(self._code_ids_K, dtype):
+            self._native_draw = NativeDraw(self._state, self._code_ids_K)
         self._filtered = self._greedy = False  # whether any row may be, as RowSampling says it
         self._draw_now = {
             kind: Step(partial(self._draw, *kind), backbone.device, compiled=compiled)
@@ -294,15 +256,27 @@ class Lane:
         """The next token of every row: a code that is drawn, or what the format dictates."""
         state = self._state
         assert state.hidden_RD is not None
+        head_RV = self.backbone.head(state.hidden_RD)
+        rows = RowSampling(state.temperature_R, state.top_k_R, state.top_p_R, filtered, greedy)
+        if self._native_draw is not None and head_RV.dtype == torch.bfloat16:
+            given_R = None
+            if filtered or greedy:  # of other rows: they change no bit of the plain ones
+                given_R = torch.where(is_plain(rows), -1, self._sample(head_RV, rows))
+            self._native_draw(head_RV, given_R)
+            return
         step_R1 = state.step_R[:, None]
         forced_R = state.forced_RS.gather(1, step_R1)[:, 0]
-        rows = RowSampling(state.temperature_R, state.top_k_R, state.top_p_R, filtered, greedy)
-        logits_RK = self._guided(state.hidden_RD, state.scale_RS.gather(1, step_R1))
-        state.finite_R.logical_and_(logits_RK.amax(-1).isfinite())
-        code_R = sample(logits_RK, state.uniform_RS.gather(1, step_R1)[:, 0], rows)
+        code_R = self._sample(head_RV, rows)
         state.drawn_RS.scatter_(1, step_R1, code_R[:, None])
         state.step_R.add_(state.active_R)
         state.token_R.copy_(torch.where(forced_R >= 0, forced_R, self._code_ids_K[code_R]))
+
+    def _sample(self, head_RV: Tensor, rows: RowSampling) -> Tensor:
+        """A code for every row (R,)."""
+        state, step_R1 = self._state, self._state.step_R[:, None]
+        logits_RK = self._guided(head_RV, state.scale_RS.gather(1, step_R1))
+        state.finite_R.logical_and_(logits_RK.amax(-1).isfinite())
+        return sample(logits_RK, state.uniform_RS.gather(1, step_R1)[:, 0], rows)
 
     def _feed(self) -> None:
         """Appends its next token to every row."""
@@ -313,16 +287,17 @@ class Lane:
         state.hidden_RD.copy_(hidden_RTD[:, 0])
         state.position_R.add_(state.active_R)
 
-    def _guided(self, hidden_RD: Tensor, scale_R1: Tensor) -> Tensor:
+    def _guided(self, head_RV: Tensor, scale_R1: Tensor) -> Tensor:
         """Logits of the legal codes with guidance (R, K); both rows of a picture have the same."""
-        logits_RK = self._code_logits(hidden_RD)
+        logits_RK = self._code_logits(head_RV)
         guided_RK = logits_RK.index_select(0, self._state.leader_R)
         unguided_RK = logits_RK.index_select(0, self._state.partner_R)
-        return guide(guided_RK, unguided_RK, scale_R1)
+        # Infinity has no difference to itself.
+        return torch.where(scale_R1 == 1, guided_RK, guide(guided_RK, unguided_RK, scale_R1))
 
-    def _code_logits(self, hidden_RD: Tensor) -> Tensor:
-        """Logits of the legal codes, (R, K), in float32 at least."""
-        logits_RK = self.backbone.head(hidden_RD)[:, self._code_columns]
+    def _code_logits(self, head_RV: Tensor) -> Tensor:
+        """Those of the legal codes, (R, K), in float32 at least."""
+        logits_RK = head_RV[:, self._code_columns]
         if logits_RK.dtype in (torch.bfloat16, torch.float16):
             # Guidance takes a difference, which 8 bits of each side would not survive.
             logits_RK = logits_RK.float()

@@ -63,6 +63,11 @@ class RowSampling:
         )
 
 
+def is_plain(rows: RowSampling) -> Tensor:
+    """Rows (R,) that are not greedy and leave no code out."""
+    return (rows.temperature_R != 0) & (rows.top_k_R == 0) & (rows.top_p_R >= 1)
+
+
 def filters(sampling: Sampling) -> bool:
     """Whether it leaves codes out."""
     return sampling.top_k > 0 or sampling.top_p < 1

@@ -95,7 +95,7 @@ class SpeculativeLane(Lane):
         rows = RowSampling(
             state.temperature_R, state.top_k_R, state.top_p_R, self._filtered, self._greedy
         )
-        logits_RK = self._guided(state.hidden_RD, state.scale_RS[:, :1])
+        logits_RK = self._guided(self.backbone.head(state.hidden_RD), state.scale_RS[:, :1])
         state.finite_R.logical_and_(logits_RK.amax(-1).isfinite() | (state.active_R == 0))
         first_R = sample(logits_RK, state.uniform_RS[:, 0], rows)
         p_RK = code_probabilities(logits_RK, rows)
@@ -175,11 +175,14 @@ class SpeculativeLane(Lane):
     def _guided_windows(self, hidden_RWD: Tensor, scale_NW: Tensor) -> Tensor:
         """Logits of the legal codes with guidance, (N, W, K)."""
         rows, width, _ = hidden_RWD.shape
-        logits_RWK = self._code_logits(hidden_RWD.flatten(0, 1)).view(rows, width, -1)
+        head_XV = self.backbone.head(hidden_RWD.flatten(0, 1))
+        logits_RWK = self._code_logits(head_XV).view(rows, width, -1)
         guided_NWK = logits_RWK[self._leader_N]
         if self._rows_each == 1:
             return guided_NWK
-        return guide(guided_NWK, logits_RWK[self._leader_N + 1], scale_NW[..., None])
+        scale_NW1 = scale_NW[..., None]
+        mixed_NWK = guide(guided_NWK, logits_RWK[self._leader_N + 1], scale_NW1)
+        return torch.where(scale_NW1 == 1, guided_NWK, mixed_NWK)
 
     def _distributions(self, logits_NWK: Tensor, filtered: bool, greedy: bool) -> Tensor:
         """What a code is drawn from at each step, (N, W, K)."""

@@ -1,4 +1,5 @@
-"""Products and steps in C++ (native.cpp), for bfloat16 on a CPU that multiplies it (AVX-512 BF16).
+"""Products, steps (native.cpp) and draws (native_draw.cpp) in C++, for bfloat16 on a CPU that
+multiplies it (AVX-512 BF16).
 
 The source is compiled when it is first needed, by the compiler that `torch.compile` needs too, and
 kept in the user's cache. Where there is none, a warning says so, and oneDNN makes the products:
@@ -24,7 +25,8 @@ from torch.nn import functional as F
 
 from arra.device import in_large_pages
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = tuple(Path(__file__).with_name(f"native{part}.cpp") for part in ("", "_draw"))
+HEADER = Path(__file__).with_name("native_vectors.h")
 INSTRUCTIONS = ("f", "bw", "vl", "bf16")
 """Parts of AVX-512; a processor that has the last has them all."""
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", *(f"-mavx512{part}" for part in INSTRUCTIONS))
@@ -34,7 +36,7 @@ WIDEST_HEAD = 128
 """Of attention in a step."""
 
 
-# ---- structures of native.cpp --------------------------------------------------------------------
+# ---- structures of the sources -------------------------------------------------------------------
 
 
 class Matrix(ctypes.Structure):
@@ -72,6 +74,15 @@ class Pass(ctypes.Structure):
     )
 
 
+class Draw(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "given", "code_ids", "leader", "partner")),
+        *((name, c_void_p) for name in ("active", "temperature", "forced", "uniform", "scale")),
+        *((name, c_void_p) for name in ("step", "token", "drawn", "finite")),
+        *((name, c_int64) for name in ("rows", "steps", "width", "first", "codes", "threads")),
+    )
+
+
 # ---- the library ---------------------------------------------------------------------------------
 
 
@@ -99,25 +110,31 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.product.argtypes = (POINTER(Matrix), c_void_p, c_void_p, c_int64, c_int64)
     loaded.step.argtypes = (POINTER(Model), POINTER(Pass))
-    loaded.product.restype = loaded.step.restype = None
+    loaded.draw.argtypes = (POINTER(Draw),)
+    loaded.product.restype = loaded.step.restype = loaded.draw.restype = None
     return loaded
 
 
 def _compiled() -> Path:
     """The shared library, from the user's cache if this source was compiled before."""
     compiler = os.environ.get("CXX", "c++")
-    made_of = "\0".join((SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS))
+    texts = (path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER))
+    made_of = "\0".join((*texts, compiler, *FLAGS))
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arra"
     library = root / f"native-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not library.is_file():
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as folder:  # others may compile it now, too
-            unlinked, linked = Path(folder, "native.o"), Path(folder, "native.so")
+            unlinked = [str(Path(folder, f"{source.stem}.o")) for source in SOURCES]
+            linked = Path(folder, "native.so")
             # Linked without OpenMP: its calls then go to the threads that PyTorch has, which are
             # awake. A second pool of threads would fight with them for the cores.
             for command in (
-                (compiler, *FLAGS, "-c", str(SOURCE), "-o", str(unlinked)),
-                (compiler, "-shared", str(unlinked), "-o", str(linked)),
+                *(
+                    (compiler, *FLAGS, "-c", str(source), "-o", made)
+                    for source, made in zip(SOURCES, unlinked, strict=True)
+                ),
+                (compiler, "-shared", *unlinked, "-o", str(linked)),
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True)
             linked.replace(library)
