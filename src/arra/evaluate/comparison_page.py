@@ -138,13 +138,12 @@ def _values(found: Found, names: Sequence[str]) -> str:
 def _row(found: Found, key: str, names: Sequence[str]) -> str:
     cells = []
     for name, each in zip(names, found["metrics"][key], strict=True):
-        said = each["reason"] or ""
+        small = f'<small class="why">{escape(each["reason"])}</small>' if each["reason"] else ""
         if each["low"] is not None:
-            said = f"{rounded(each['low'])} to {rounded(each['high'])}"
-        small = f"<small>{escape(said)}</small>" if said else ""
-        cells.append(
-            f'<td class="value" data-head="{escape(name)}">{rounded(each["value"])}{small}</td>'
-        )
+            small = f"<small>{rounded(each['low'])} to {rounded(each['high'])}</small>"
+        # Without a value and a reason it was not asked for.
+        value = "–" if each["value"] is None and not small else rounded(each["value"])
+        cells.append(f'<td class="value" data-head="{escape(name)}">{value}{small}</td>')
     for name, change in zip(names[1:], found["differences"][key][1:], strict=True):
         cells.append(difference_cell(change, name, names[0]))
     about = "; ".join(filter(None, (meaning(key).text, direction(key))))
@@ -181,7 +180,11 @@ def _dots(values: Sequence[Found]) -> list[Dot]:
 
 
 def _shares(found: Found, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    rows = [(k, _dots(v)) for k, v in found["metrics"].items() if meaning(k).share and _dots(v)]
+    rows = [
+        (key, _dots(values))
+        for key, values in found["metrics"].items()
+        if meaning(key).share and len(_dots(values)) > 1
+    ]
     if rows:
         yield share_plot(rows, names)
 
@@ -215,10 +218,10 @@ def _precision_recall(found: Found, names: Sequence[str]) -> Iterator[tuple[str,
 
 
 def _panels(found: Found, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A plot for each measure that is no share, the reports one below the other."""
+    """A plot for each measure that is no share and that several have, one below the other."""
     for key, values in found["metrics"].items():
         known = _dots(values)
-        if known and not meaning(key).share:
+        if len(known) > 1 and not meaning(key).share:
             rows = [(names[dot.number], [dot]) for dot in known]
             label = ", ".join(filter(None, (key, direction(key))))
             yield dots(rows, x_label=label), f"{key}: {meaning(key).text}."

@@ -18,11 +18,12 @@ from arra.pages.plots import COLOURS, MARKERS, Dot, Trace, dots, histogram, scat
 from arra.pages.sheet import cell_html
 
 Report = Mapping[str, Any]
-CARDS = 6
+CARDS = 8
 NO_CARD = ("density", "coverage")
 """They go with precision and recall, and are in the table."""
 OPEN = 2
-"""Scores whose best and worst pictures are shown at once; the others unfold."""
+"""Scores whose best and worst pictures are shown at once; the others unfold, and so do parts of a
+score."""
 
 
 def page(
@@ -79,7 +80,7 @@ def _cards(report: Report) -> str:
         between = f"{rounded(interval['low'])} to {rounded(interval['high'])}" if interval else ""
         said = "".join(f"<p>{escape(text)}</p>" for text in (between, direction(key)) if text)
         cards.append(
-            f'<div class="card"><h3>{escape(key)}</h3>'
+            f'<div class="card"><h3>{escape(key).replace("@", "<wbr>@")}</h3>'
             f'<p class="value">{escape(rounded(report["metrics"][key]))}</p>{said}</div>'
         )
     return f'<div class="cards small">{"".join(cards)}</div>' if cards else ""
@@ -88,7 +89,10 @@ def _cards(report: Report) -> str:
 def _values(report: Report) -> str:
     rows = [_value_row(report, key) for key in report["metrics"]]
     heads = ("measure", "value", "95 % interval", "n", "better")
-    about = '<p class="note">n: real / generated pictures. Measures without a value say why.</p>'
+    about = (
+        '<p class="note">n: real / generated pictures, of MS-SSIM pairs. Measures without a value '
+        "say why.</p>"
+    )
     methods: dict[str, list[str]] = {}
     for key, interval in report["intervals"].items():
         methods.setdefault(interval["method"], []).append(key)
@@ -148,13 +152,13 @@ def share_plot(
 ) -> tuple[str, str]:
     """(SVG, caption) of measures, by key, that are shares of the pictures."""
     sides = {better(key) for key, _ in rows}
-    label = "share of the pictures, higher is better"
+    how = "higher is better"
     if sides != {"higher"}:
-        label = "share of the pictures, better where the arrow points"
+        how = "better where the arrow points"
         arrows = {"higher": " ↑", "lower": " ↓", None: ""}
         rows = [(f"{key}{arrows[better(key)]}", found) for key, found in rows]
-    svg = dots(rows, x_label=label, share=True, names=names)
-    return svg, "Everything that is a share of the pictures, with 95 % intervals."
+    svg = dots(rows, x_label="share of the pictures", share=True, names=names)
+    return svg, f"Everything that is a share of the pictures, with 95 % intervals; {how}."
 
 
 def _precision_recall(report: Report) -> Iterator[tuple[str, str]]:
@@ -199,7 +203,7 @@ def _extrapolated(report: Report) -> Iterator[tuple[str, str]]:
         end, value = max(x), report["metrics"][key]
         line = Trace("line", [0.0, end], [value, value + details["slope"] * end], COLOURS[1], "")
         svg = scatter(
-            [Trace("subsets", x, y, COLOURS[0]), line],
+            [Trace("subsets", x, y, COLOURS[0], joined=False), line],
             x_label="1 / generated pictures",
             y_label="Fréchet distance, lower is better",
         )
@@ -220,9 +224,10 @@ def _spread(scores: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
 def _pictures(galleries: Sequence[Gallery]) -> str:
     parts = [_gallery(each) for each in galleries if not each.score]
     keys = list(dict.fromkeys(each.score for each in galleries if each.score))
-    for number_, key in enumerate(keys):
+    shown = [key for key in keys if "/" not in key][:OPEN]
+    for key in keys:
         inner = "".join(_gallery(each) for each in galleries if each.score == key)
-        opened = " open" if number_ < OPEN else ""
+        opened = " open" if key in shown else ""
         parts.append(
             f'<details class="more"{opened}><summary>By {escape(key)}</summary>{inner}</details>'
         )

@@ -153,21 +153,28 @@ def _label(key: str) -> str:
 
 
 def _against_guidance(found: Found) -> Iterator[tuple[str, str, str]]:
+    names = _names(found)
     for key in _keys(found):
         traces = []
-        for number, name in enumerate(_names(found)):
+        for number, name in enumerate(names):
             points = found["curves"][name].get(key) or ()
             if points:
                 colour, marker = _look(number)
                 x, y = zip(*points, strict=True)
                 ends = [None if each is None else tuple(each) for each in
                         found["intervals"][name][key]]  # fmt: skip
-                traces.append(Trace(name, x, y, colour, marker, y_ends=ends))
+                label = name if len(names) > 1 else ""
+                traces.append(Trace(label, x, y, colour, marker, y_ends=ends))
         if traces and len(found["cfg"]) > 1:
             svg = scatter(traces, x_label="guidance (1 = off)", y_label=_label(key),
-                          y_share=meaning(key).share)  # fmt: skip
+                          y_share=meaning(key).share, x_ticks=found["cfg"])  # fmt: skip
             said = f": {meaning(key).text}" if meaning(key).text else ""
-            yield key, svg, f"{key}{said}; bars are 95 % intervals."
+            yield key, svg, f"{key}{said}{_bars(traces)}."
+
+
+def _bars(traces: Sequence[Trace]) -> str:
+    """What the bars of a plot are, where there are any."""
+    return "; bars are 95 % intervals" if any(any(each.y_ends) for each in traces) else ""
 
 
 def _precision_recall(found: Found) -> Iterator[tuple[str, str, str]]:
@@ -183,8 +190,9 @@ def _precision_recall(found: Found) -> Iterator[tuple[str, str, str]]:
             both = [cfg for cfg in precision if cfg in recall]
             traces.append(
                 Trace(
-                    name, [recall[cfg] for cfg in both], [precision[cfg] for cfg in both], colour,
-                    marker, notes=[f"{cfg:g}" for cfg in both],
+                    name if len(found["models"]) > 1 else "", [recall[cfg] for cfg in both],
+                    [precision[cfg] for cfg in both], colour, marker,
+                    notes=[f"{cfg:g}" for cfg in both],
                 )
             )  # fmt: skip
         svg = scatter(
@@ -212,8 +220,9 @@ def _against_steps(found: Found) -> Iterator[tuple[str, str, str]]:
                 ]
                 traces.append(Trace(label, x, y, colour, marker, y_ends=ends))
         svg = scatter(traces, x_label="training steps", y_label=_label(key),
-                      y_share=meaning(key).share)  # fmt: skip
-        yield key, svg, f"{key} at the best guidance of each step; bars are 95 % intervals."
+                      y_share=meaning(key).share,
+                      x_ticks=sorted({x for trace in traces for x in trace.x}))  # fmt: skip
+        yield key, svg, f"{key} at the best guidance of each step{_bars(traces)}."
 
 
 # ---- pictures ------------------------------------------------------------------------------------

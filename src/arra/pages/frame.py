@@ -107,6 +107,7 @@ td small, th small { display: block; color: var(--muted); font-size: .78rem; fon
 .prose thead th { white-space: normal; vertical-align: bottom; }
 .prose th:first-child, .prose td:first-child { white-space: normal; min-width: 11rem;
   overflow-wrap: anywhere; }
+td small.why { white-space: normal; min-width: 8rem; max-width: 12rem; margin-left: auto; }
 td.better, td.worse { font-weight: 600; }
 dl.facts { display: grid; grid-template-columns: minmax(8rem, auto) 1fr; gap: .35rem 1.4rem;
   font-size: .88rem; line-height: 1.5; margin: 0 0 1.2rem; }
@@ -126,6 +127,7 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
   .prose th, .prose td { border: 0; padding: 0; text-align: left; }
   .prose th:first-child { flex: 0 0 100%; position: static; font-weight: 600; }
   .prose th small { font-size: .76rem; } .prose td.value small { display: block; }
+  .prose td small.why { max-width: none; }
   .prose td[data-head]::before { content: attr(data-head) " "; color: var(--muted); } }
 @media print { body { padding: 0; } section { break-inside: avoid-page; } }
 """

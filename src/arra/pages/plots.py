@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -38,6 +39,12 @@ VARIABLES = {
 COLOURS = (ALIGNED, PLAIN, THIRD, FOURTH, FIFTH, SIXTH)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of things that are compared, in their order on a page."""
+
+STEPS = (1, 2, 2.5, 5, 10)
+"""Between the numbers on an axis: those that a reader counts in."""
+TICKS = 8
+"""Of values that were measured, so many are written on an axis themselves."""
+MOST_BARS = 40
 
 LETTERS = 62
 """That fit into a line of a legend, their lines and gaps counted as 5 each."""
@@ -119,12 +126,14 @@ def curve(
 
 @dataclass(frozen=True)
 class Trace:
-    """Points with intervals in both directions, joined where there are several.
+    """Points with intervals in both directions.
 
     Attributes:
         x, y: values.
+        marker: of each point; "" for a line alone.
         x_ends, y_ends: (low, high) of each point, or None; empty where there are none.
         notes: what is written beside each point.
+        joined: whether a line goes through the points.
     """
 
     label: str
@@ -135,6 +144,7 @@ class Trace:
     x_ends: Sequence[tuple[float, float] | None] = ()
     y_ends: Sequence[tuple[float, float] | None] = ()
     notes: Sequence[str] = ()
+    joined: bool = True
 
 
 def scatter(
@@ -145,8 +155,12 @@ def scatter(
     x_share: bool = False,
     y_share: bool = False,
     whole: bool = False,
+    x_ticks: Sequence[float] = (),
 ) -> str:
-    """Traces with whiskers, as SVG; an axis of a share is in percent, `whole` shows all of it."""
+    """Traces with whiskers, as SVG; an axis of a share is in percent, `whole` shows all of it.
+
+    `x_ticks` are the values that were measured at: a few of them are written there themselves.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = blank(4.6, 3.4)
         for trace in traces:
@@ -154,9 +168,11 @@ def scatter(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         for axis, share in ((axes.xaxis, x_share), (axes.yaxis, y_share)):
-            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_locator(MaxNLocator(5, steps=STEPS))
             if share:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+        if _far_apart(x_ticks):
+            axes.set_xticks(x_ticks, [thousands(value) for value in x_ticks])
         axes.margins(0.08)
         if whole:
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -164,11 +180,20 @@ def scatter(
         return to_svg(figure, f"{y_label} against {x_label}")
 
 
+def _far_apart(values: Sequence[float]) -> bool:
+    """Whether all can be written along an axis without touching."""
+    if not 2 <= len(values) <= TICKS:
+        return False
+    ordered = sorted(values)
+    gaps = [right - left for left, right in pairwise(ordered)]
+    return min(gaps) >= (ordered[-1] - ordered[0]) / (2 * TICKS)
+
+
 def _trace(axes: Axes, trace: Trace) -> None:
     colour = trace.colour
     axes.plot(
-        trace.x, trace.y, color=colour, marker=trace.marker, markersize=6, linewidth=1.6,
-        label=trace.label or None,
+        trace.x, trace.y, "-" if trace.joined else "", color=colour, marker=trace.marker,
+        markersize=6, linewidth=1.6, label=trace.label or None,
     )  # fmt: skip
     for y, ends in zip(trace.y, trace.x_ends, strict=False):
         if ends is not None:
@@ -223,7 +248,7 @@ def dots(
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         axes.tick_params(axis="y", colors=INK, length=0)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if share else 5, steps=STEPS))
         if share:
             axes.set_xlim(-0.015, 1.015)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
@@ -238,14 +263,22 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str) -> str:
     """How often values fall between edges, as SVG."""
     with matplotlib.rc_context(STYLE):
         figure, axes = blank(4.6, 3.1)
-        axes.hist(values, bins=min(40, max(5, int(len(values) ** 0.5))), color=ALIGNED)
+        axes.hist(values, bins=_bins(values), color=ALIGNED)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=STEPS))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
         axes.grid(axis="x", visible=False)
         return to_svg(figure, f"{y_label} by {x_label}")
+
+
+def _bins(values: Sequence[float]) -> int | list[float]:
+    """How many bars, or their edges: small whole numbers, which count something, get one each."""
+    low, high = min(values), max(values)
+    if all(float(value).is_integer() for value in values) and high - low < MOST_BARS:
+        return [number - 0.5 for number in range(int(low), int(high) + 2)]
+    return min(MOST_BARS, max(5, int(len(values) ** 0.5)))
 
 
 def blank(width: float, height: float) -> tuple[Figure, Axes]:

@@ -38,6 +38,7 @@ def out(tmp_path):
         values = {"fd@e": 12.5 - number, "precision@e": 0.5, "recall@e": 0.625, "scenes/size": 0.25}
         curves[model] = {key: [[1.0, value], [2.0, 2 * value]] for key, value in values.items()}
         intervals[model] = {key: [[0.0, 30.0], None] for key in values}
+        intervals[model]["scenes/size"] = [None, None]
         best[model] = {"fd@e": {"cfg": 1.0, "value": 12.5 - number, "low": 11.0, "high": 14.0}}
     points = [[10, 12.5], [20, 11.5]]
     test = {"mean": -1.0, "low": -1.5, "high": -0.5, "p": 0.01, "n": 20}
@@ -89,3 +90,13 @@ def test_samples_come_back(out):
     assert list(found) == [NAMES[index] for index in drawn_from(NAMES)]
     assert {picture.getpixel((3, 3)) for _, picture in found.values()} == {(0, 0, 255)}
     assert all(caption == f"prompt {name}" for name, (caption, _) in found.items())
+
+
+def test_a_plot_has_the_scales_that_were_measured_and_no_more_than_was_found(out):
+    text = (out / "sweep.html").read_text("utf-8")
+    plot = text[text.index("<svg") : text.index("</svg>")]
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", plot)
+    assert {"1", "2"} <= set(ticks)
+    assert "1.5" not in ticks
+    # Three measures have intervals, scenes/size has none; and the plot over steps has them.
+    assert text.count("bars are 95 % intervals") == 3 + 1
