@@ -11,6 +11,7 @@ Legend: N images, d hidden width, D width of the space shared with text.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ _NAMES_OF_OPEN_CLIP = {
     "ln_pre": "vision_model.pre_layrnorm",
     "ln_post": "vision_model.post_layernorm",
 }
-BLOCK_OF_OPEN_CLIP = {
+_BLOCK_OF_OPEN_CLIP = {
     "ln_1": "layer_norm1",
     "attn.out_proj": "self_attn.out_proj",
     "ln_2": "layer_norm2",
@@ -194,7 +195,7 @@ def _open_timm(
         if key in ("head.proj.weight", "head.proj.bias"):
             head[key.rpartition(".")[2]] = tensor
             continue
-        new = renamed_key(key.removeprefix("trunk."), _NAMES_OF_TIMM, "blocks", _BLOCK_OF_TIMM)
+        new = _renamed_key(key.removeprefix("trunk."), _NAMES_OF_TIMM, "blocks", _BLOCK_OF_TIMM)
         layer = re.fullmatch(r"trunk\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", key)
         if layer is not None:
             parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
@@ -232,22 +233,9 @@ def _open_own(
     model_cfg: dict[str, Any], tensors: dict[str, Tensor], size: int, folder: Path
 ) -> CLIPVisionModelWithProjection:
     vision = model_cfg.get("vision_cfg") or {}
-    renamed: dict[str, Tensor] = {}
-    strange = []
-    for key, tensor in tensors.items():
-        new = renamed_key(key, _NAMES_OF_OPEN_CLIP, "transformer.resblocks", BLOCK_OF_OPEN_CLIP)
-        layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
-        if layer is not None:
-            parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
-            at = f"vision_model.encoder.layers.{layer[1]}.self_attn"
-            renamed |= {f"{at}.{part}.{layer[2]}": value for part, value in parts}
-        elif key == "proj":
-            renamed["visual_projection.weight"] = tensor.T.contiguous()
-        elif new is not None:
-            at = "vision_model.encoder.layers."
-            renamed[new.replace("transformer.resblocks.", at)] = tensor
-        else:
-            strange.append(key)
+    renamed, strange = in_transformers(
+        tensors, _NAMES_OF_OPEN_CLIP, "vision_model.encoder.layers", ("proj", "visual_projection")
+    )
     _refuse_strange(strange, folder)
     patch = _shape_of(tensors, "conv1.weight", folder)
     width = patch[0]
@@ -268,7 +256,35 @@ def _open_own(
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def renamed_key(
+def in_transformers(
+    tensors: Mapping[str, Tensor], names: dict[str, str], layers: str, projection: tuple[str, str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A tower of open_clip's own as transformers' CLIP names it, and the keys that are unknown.
+
+    Args:
+        names: of what is not in a block.
+        layers: what transformers calls the blocks.
+        projection: what both call it; open_clip keeps it transposed.
+    """
+    renamed: dict[str, Tensor] = {}
+    strange = []
+    for key, tensor in tensors.items():
+        new = _renamed_key(key, names, "transformer.resblocks", _BLOCK_OF_OPEN_CLIP)
+        joined = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
+        if joined is not None:
+            parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
+            at = f"{layers}.{joined[1]}.self_attn"
+            renamed |= {f"{at}.{part}.{joined[2]}": value for part, value in parts}
+        elif key == projection[0]:
+            renamed[f"{projection[1]}.weight"] = tensor.T.contiguous()
+        elif new is not None:
+            renamed[new.replace("transformer.resblocks", layers)] = tensor
+        else:
+            strange.append(key)
+    return renamed, strange
+
+
+def _renamed_key(
     key: str, names: dict[str, str], blocks: str, block_names: dict[str, str]
 ) -> str | None:
     """The name in transformers, with the block's number left where it was; None if unknown."""

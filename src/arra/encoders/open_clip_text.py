@@ -10,7 +10,6 @@ Two kinds (mlfoundations/open_clip 89fb801, model.py, `_build_text_tower`):
 Legend: N captions, T tokens, d hidden width, D width of the space shared with images.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from arra.encoders.loading import from_tensors
-from arra.encoders.open_clip import BLOCK_OF_OPEN_CLIP, CONFIG, depth_of, renamed_key, weights_of
+from arra.encoders.open_clip import CONFIG, depth_of, in_transformers, weights_of
 from arra.files import read_json
 from arra.foreign import read_foreign
 
@@ -178,21 +177,13 @@ def _projection(kind: str | None, head: dict[str, Tensor], folder: Path) -> nn.M
 
 def _open_own(model_cfg: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> TextTower:
     text = model_cfg.get("text_cfg") or {}
-    found: dict[str, Tensor] = {}
-    strange = []
-    for key, tensor in tensors.items():
-        new = renamed_key(key, _NAMES, "transformer.resblocks", BLOCK_OF_OPEN_CLIP)
-        layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
-        if layer is not None:
-            parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
-            at = f"text_model.encoder.layers.{layer[1]}.self_attn"
-            found |= {f"{at}.{part}.{layer[2]}": value for part, value in parts}
-        elif key == "text_projection":
-            found["text_projection.weight"] = tensor.T.contiguous()
-        elif new is not None:
-            found[new.replace("transformer.resblocks.", "text_model.encoder.layers.")] = tensor
-        elif key != "attn_mask":  # a buffer: the causal mask
-            strange.append(key)
+    causal_mask = "attn_mask"  # a buffer
+    found, strange = in_transformers(
+        {key: tensor for key, tensor in tensors.items() if key != causal_mask},
+        _NAMES,
+        "text_model.encoder.layers",
+        ("text_projection", "text_projection"),
+    )
     if strange:
         raise ValueError(
             f"encoder {folder}: its text tower has {len(strange)} tensors that CLIP's has not, "
