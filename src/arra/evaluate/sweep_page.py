@@ -52,7 +52,7 @@ def page(out: Path, found: Found) -> list[str]:
         f'<header><p class="eyebrow">arra evaluate sweep</p><h1>{escape(_title(found))}</h1>'
         f'<p class="lead">{escape(_summary(found))}</p></header>',
         warnings(found["warnings"]),
-        _best(found),
+        _best(found, _first(out, found)["reasons"]),
         _figures("Against guidance", _against_guidance(found)),
         _figures("Precision against recall as guidance changes", _precision_recall(found)),
         _figures("Against training steps", _against_steps(found)),
@@ -82,7 +82,14 @@ def _keys(found: Found) -> list[str]:
 # ---- each model at its own best ------------------------------------------------------------------
 
 
-def _best(found: Found) -> str:
+def _first(out: Path, found: Found) -> Found:
+    """The first model's first report; the others are of as many images and the same networks."""
+    report: Found = read_json(out / found["reports"][0]["folder"] / REPORT)
+    return report
+
+
+def _best(found: Found, reasons: Mapping[str, str]) -> str:
+    """`reasons` are cautions that hold for a measure of so many images."""
     names = _names(found)
     rows = []
     for key in _keys(found):
@@ -93,9 +100,8 @@ def _best(found: Found) -> str:
         changes = found["differences"].get(key, {})
         cells += [difference_cell(changes.get(name), name, names[0]) for name in names[1:]]
         about = "; ".join(filter(None, (meaning(key).text, direction(key))))
-        rows.append(
-            f"<tr><th>{escape(key)}<small>{escape(about)}</small></th>{''.join(cells)}</tr>"
-        )
+        said = (f"<small>{escape(text)}</small>" for text in (about, reasons.get(key)) if text)
+        rows.append(f"<tr><th>{escape(key)}{''.join(said)}</th>{''.join(cells)}</tr>")
     heads = ["measure", *names, *(f"{name} − {names[0]}" for name in names[1:])]
     note = (
         f"Below each value its 95 % interval and the guidance that it is at. But "
@@ -289,8 +295,7 @@ def _protocol(out: Path, found: Found) -> str:
         for name, value in first["asked"].items()
         if name not in ("model", "cfg")
     ]
-    report = read_json(out / first["folder"] / REPORT)
-    shared = {name: value for name, value in report.items() if name != "generated"}
+    shared = {name: value for name, value in _first(out, found).items() if name != "generated"}
     parts: list[tuple[str, Sequence[tuple[str, object]]]] = [
         ("Models", models),
         ("Asked for", asked),

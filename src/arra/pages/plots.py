@@ -19,7 +19,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 # Stand-ins: any colours that occur nowhere else.
 INK, MUTED, RULE = "#010203", "#040506", "#070809"
@@ -248,7 +248,9 @@ def dots(
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         axes.tick_params(axis="y", colors=INK, length=0)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if share else 5, steps=STEPS))
+        axes.xaxis.set_major_locator(
+            MultipleLocator(0.25) if share else MaxNLocator(5, steps=STEPS)
+        )
         if share:
             axes.set_xlim(-0.015, 1.015)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))

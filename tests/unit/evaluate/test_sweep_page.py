@@ -18,6 +18,7 @@ def evaluation(folder, colour):
     """A folder with the samples of twenty pictures of one colour."""
     folder.mkdir(parents=True)
     report = begun(0) | {"real": {"source": "r", "sha256": "a" * 64, "n": 30}}
+    report["reasons"]["fd@e"] = "rank deficient"
     (folder / "report.json").write_text(json.dumps(report), "utf-8")
     rows = [{"name": name, "caption": f"prompt {name}", "scores": {}} for name in NAMES]
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -65,7 +66,15 @@ def out(tmp_path):
 def test_the_page(out):
     text = (out / "sweep.html").read_text("utf-8")
     assert not re.search(r"<script|<link|@import|https?://(?!www\.w3\.org)", text)
-    for said in ("careful", "chosen here", "−1 ▲", "p = 0.01, 20 prompts", "guidance 1", "a" * 64):
+    for said in (
+        "careful",
+        "rank deficient",
+        "chosen here",
+        "−1 ▲",
+        "p = 0.01, 20 prompts",
+        "guidance 1",
+        "a" * 64,
+    ):
         assert said in text
     # Guidance: four measures, one of them folded; precision against recall; steps.
     assert text.count("<svg") == 6
