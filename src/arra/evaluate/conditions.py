@@ -7,8 +7,8 @@ Report = Mapping[str, Any]
 
 UNNAMED = ("name", "spec")
 """Where an extractor lies does not matter: its fingerprint does."""
-ESTIMATORS = ("subsets", "subset_size", "splits", "window")
-"""Details of a measure that say how it was computed."""
+ESTIMATORS = ("subsets", "subset_size", "splits", "window", "labels_sha256")
+"""Details of a measure that say how it was computed, and from what."""
 NOT_SAMPLING = (
     *("model", "weights", "slots", "compile", "window", "adaptive_window", "ran_on"),
     *("painter", "prompts", "wording", "text_encoder"),

@@ -190,6 +190,11 @@ class StoredSet:
         """The distinct (width, height), sorted."""
         return sorted(self._sizes)
 
+    @property
+    def extras(self) -> Sequence[Mapping[str, Scalar]]:
+        """The source's other columns, by index."""
+        return self._extra
+
     def described(self) -> dict[str, Any]:
         """See ImageSet."""
         described: dict[str, Any] = {

@@ -9,6 +9,7 @@ from arra.evaluate.copies import CopiesPass
 from arra.evaluate.gallery import Gallery
 from arra.evaluate.image_set import ImageSet
 from arra.evaluate.passes import Judge, ScenePass
+from arra.evaluate.pathology import labels_of
 from arra.evaluate.pathology_pass import PathologyPass
 from arra.evaluate.reference import Reference, stored_set
 from arra.evaluate.settings import EvaluateConfig
@@ -87,7 +88,7 @@ def _of_pathologies(
     if reference.real is None:
         raise ValueError(f"--metrics auroc classifies real images, and {config.real} holds none")
     (network,) = (each for each in reference.extractors if isinstance(each, XrvFeatures))
-    return PathologyPass(
+    judge = PathologyPass(
         network,
         reference.real,
         generated,
@@ -97,6 +98,10 @@ def _of_pathologies(
         config.unmentioned,
         config.seed,
     )
+    # Labels that cannot be read are told now, not when all is painted.
+    extras, column = reference.real.extras, config.labels
+    labels_of(extras, list(network.classes), column=column, unmentioned=config.unmentioned)
+    return judge
 
 
 def circular(report: dict[str, Any]) -> list[str]:

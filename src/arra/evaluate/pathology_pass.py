@@ -4,14 +4,14 @@ Legend: N pictures, C classes that the classifier was trained for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from arra.data.sources import Scalar
 from arra.evaluate.finding import Finding
-from arra.evaluate.image_set import ImageSet, Picture
+from arra.evaluate.image_set import ImageSet, Picture, hash_of_texts
 from arra.evaluate.passes import go_through
 from arra.evaluate.pathology import (
     Scores,
@@ -40,6 +40,11 @@ class _Classified:
         self.keys += [picture.key for picture in pictures]
         self.captions += [picture.caption or "" for picture in pictures]
         self.extras += [picture.extra for picture in pictures]
+
+    def labels_sha256(self, labels_NC: np.ndarray) -> str:
+        """Of what is known of the pictures: they are a part of the reference."""
+        rows = (f"{key} {row.tolist()}" for key, row in zip(self.keys, labels_NC, strict=True))
+        return hash_of_texts(list(rows))
 
     def scores(self, labels_NC: np.ndarray) -> Scores:
         """In the order of keys, which resampling depends on."""
@@ -113,7 +118,11 @@ class PathologyPass:
             list(self._network.classes),
             seed=self._seed,
         )
-        return {f"{key}@{self._network.name}": finding for key, finding in found.items()}
+        labels = {"labels_sha256": of_real.labels_sha256(real_NC)}
+        return {
+            f"{key}@{self._network.name}": replace(finding, details={**finding.details, **labels})
+            for key, finding in found.items()
+        }
 
     def scores(self) -> dict[str, np.ndarray]:
         """None: what a picture shows is not better or worse."""

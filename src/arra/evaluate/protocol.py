@@ -6,7 +6,7 @@ one network's weights and would be wrong for any other: it is `fd@inception`.
 Legend: N, M images of the two sets, D feature width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from arra.evaluate.image_set import ImageSet, StoredSet
 from arra.evaluate.judges import circular, galleries_of, open_judges
 from arra.evaluate.measures import CLASSIFIED, DISTANCES, compared, likeness
 from arra.evaluate.moments import computed_from
+from arra.evaluate.ms_ssim import pair_up
 from arra.evaluate.outputs import check_out, check_place, is_file
 from arra.evaluate.painter import PaintedSet
 from arra.evaluate.passes import FeaturePass, go_through
@@ -88,8 +89,11 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
         report["real"] = reference.described()
     generated = generated_set(config, real)
     size = config.size or _common_side(generated)
+    if real is not None and "ms_ssim_paired" in metrics:  # refused now, not when all is painted
+        pair_up(real.names, real.captions, generated.names, generated.captions)
     report["extractors"] = {each.name: each.described for each in extractors}
     report["warnings"] += reference.doubts()
+    report["warnings"] += [*_enlarged(real, size), *_enlarged(generated, size)]
     report["preprocessing"] = {"size": size, "crop": CROP}
     kept = [reference.kept(each, size) for each in extractors]
     seeds = seeds_of(generated) if config.by_seed else []
@@ -168,6 +172,18 @@ def generated_set(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:
     if real is None or real.captions is None:
         raise ValueError(f"--model {config.model}: say what it shall paint with --prompts FILE")
     return PaintedSet(asked, real.captions)
+
+
+def _enlarged(images: ImageSet | None, size: int) -> Iterator[str]:
+    """A warning where pictures are smaller than they are measured at."""
+    sides = [min(each) for each in images.sizes] if isinstance(images, StoredSet) else []
+    if isinstance(images, PaintedSet):
+        sides = [images.side]
+    if images is not None and min(sides, default=size) < size:
+        yield (
+            f"{images.source} has pictures of {min(sides)} pixels, enlarged to {size}: distances "
+            f"are then of their blur too"
+        )
 
 
 def _common_side(generated: ImageSet) -> int:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from arra.data.builtin import caption, draw, scene_at
+from arra.evaluate import protocol
 from arra.evaluate.distances import distances_at, frechet
 from arra.evaluate.protocol import evaluate
 from arra.evaluate.report import told
@@ -250,6 +251,17 @@ def test_unlike_sizes_need_a_size(tmp_path, encoder):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
     with pytest.raises(ValueError, match="--size"):
         evaluate(config(real=str(tmp_path), generated=str(tmp_path), extractor=(str(encoder),)))
+
+
+def test_small_pictures_are_told_and_pairs_are_made_first(painted, tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    given = {"generated": str(painted), "real": str(tmp_path), "metrics": "ms_ssim_paired"}
+    monkeypatch.setattr(protocol, "go_through", None)  # nothing is looked at before
+    with pytest.raises(ValueError, match="have the name of no real image"):
+        evaluate(config(**given))
+    monkeypatch.undo()
+    (told,) = evaluate(config(**given | {"metrics": "scenes"}))["warnings"]
+    assert "has pictures of 32 pixels, enlarged to 64" in told
 
 
 def test_perplexity_of_a_plain_language_model(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from arra.evaluate import xrv
+from arra.evaluate.conditions import differences
 from arra.evaluate.extractors import open_extractor
 from arra.evaluate.protocol import evaluate
 from arra.evaluate.settings import EvaluateConfig
@@ -185,6 +186,18 @@ def test_swapped_findings_are_noticed_by_auroc_alone(file, quick, tmp_path):
     assert one["details"]["auroc_real@xrv"] == two["details"]["auroc_real@xrv"]
 
 
+def test_other_labels_are_another_reference(file, quick, tmp_path):
+    real = labelled(tmp_path / "real", 0)
+    relabelled = labelled(tmp_path / "relabelled", 0)
+    listing = Path(relabelled) / "metadata.jsonl"
+    listing.write_text(listing.read_text().replace('"Edema": 1', '"Edema": -1', 1))
+    one, same, two = (
+        evaluate(config(file, real=each, generated=real)) for each in (real, real, relabelled)
+    )
+    assert differences(one, same) == []
+    assert "labels_sha256 of auroc_real@xrv" in " ".join(differences(one, two))
+
+
 def test_painted_pictures_have_the_labels_of_their_captions(file, quick, tmp_path):
     real = labelled(tmp_path / "real", 0, captions=True)
     painted = tmp_path / "painted"
@@ -228,5 +241,6 @@ def test_what_auroc_needs(file, tmp_path, monkeypatch):
         evaluate(config(file, real=real, generated=real))
     monkeypatch.setattr(xrv, "_loaded", lambda file: (_Quick(), tiny.thresholds()))
     plain = labelled(tmp_path / "plain", 0, labels=False)
+    monkeypatch.setattr(_Quick, "forward", None)  # told before a picture is looked at
     with pytest.raises(ValueError, match="no column says what the pictures show"):
         evaluate(config(file, real=plain, generated=real))
