@@ -17,7 +17,7 @@ from arra.data.parquet_files import parquet_file
 from arra.data.source_folders import IMAGE_SUFFIXES
 from arra.data.source_tables import bad_path
 from arra.data.source_webdataset import tar_files
-from arra.data.sources import Reject, Source, is_utf8, open_source
+from arra.data.sources import SPLIT_NAMES, Reject, Source, is_utf8, open_source, split_of
 from arra.evaluate.image_set import Entries, Entry
 from arra.files import read_json
 from arra.generate.pictures import LISTING, SETTINGS
@@ -57,13 +57,16 @@ def open_entries(
         _refuse_unfinished(path)
         _refuse_loose_images(path)
     if split is None and path.is_dir() and _is_plain_folder(path):
+        _refuse_several_splits(path, _image_files(path))
         return _first(PlainFolder(path), limit)
     if path.exists():
         tars = [path] if path.suffix == ".tar" else tar_files(path) if path.is_dir() else []
         if tars and split is None and not any(map(_has_text, tars)):
+            _refuse_several_splits(path, tars)
             return _first(TarImages(tars), limit)
         tables = _tables(path)
         if tables and split is None and text_column not in _columns(tables[0]):
+            _refuse_several_splits(path, tables)
             return _first(ParquetImages(tables, image_column), limit)
     source = open_source(
         spec, split=split, limit=limit, text_column=text_column, image_column=image_column
@@ -304,6 +307,21 @@ def _refuse_loose_images(folder: Path) -> None:
         raise ValueError(
             f"{folder} holds {loose[0].name} and {len(loose) - 1} more images beside "
             f"{min(tables).name}: put one of these kinds into a folder of its own"
+        )
+
+
+def _refuse_several_splits(path: Path, files: list[Path]) -> None:
+    """Without captions no split can be asked for, and all of them together are seldom meant."""
+    found = set()
+    for file in files:
+        if len(parts := file.relative_to(path).parts) > 1:
+            found.add(SPLIT_NAMES.get(parts[0].lower()))
+        elif file.suffix in (".tar", ".parquet"):
+            found.add(split_of(file.stem))
+    if len(found - {None}) > 1:
+        raise ValueError(
+            f"{path} holds several splits ({', '.join(sorted(filter(None, found)))}): name the "
+            f"folder or the file of one"
         )
 
 

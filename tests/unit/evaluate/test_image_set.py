@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -201,6 +202,23 @@ def test_images_beside_a_tar_are_not_passed_over(folder: Path) -> None:
     (folder / "c.parquet").unlink()
     with pytest.raises(ValueError, match=r"0\.png and 5 more images beside b\.tar"):
         opened(folder)
+
+
+def test_several_splits_are_no_set(folder: Path, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for name in ("train-0", "test-0"):
+        pq.write_table(
+            pa.table({"image": [as_png(i) for i in pictures()]}), tables / f"{name}.parquet"
+        )
+    assert len(opened(tables / "test-0.parquet")) == COUNT
+    (tmp_path / "split").mkdir()
+    for name in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "split" / name)
+    assert len(opened(tmp_path / "split" / "val")) == COUNT
+    for place, splits in ((tables, "test, train"), (tmp_path / "split", "train, val")):
+        with pytest.raises(ValueError, match=f"holds several splits .{splits}"):
+            opened(place)
 
 
 def test_a_painted_folder_is_whole_and_reaches_nowhere_else(folder: Path) -> None:
