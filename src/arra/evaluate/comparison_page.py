@@ -209,7 +209,7 @@ def _precision_recall(found: Found, names: Sequence[str]) -> Iterator[tuple[str,
                         [y_ends if y_ends[0] is not None else None],
                     )
                 )  # fmt: skip
-        if traces:
+        if len(traces) > 1:
             svg = scatter(
                 traces, x_label="recall, higher is better", y_label="precision, higher is better",
                 x_share=True, y_share=True, whole=True,

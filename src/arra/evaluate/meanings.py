@@ -24,7 +24,9 @@ MEANINGS = {
     "cmmd": Meaning("squared Gaussian kernel distance of features, times 1000"),
     "precision": Meaning("generated pictures that lie among real ones", share=True),
     "recall": Meaning("real pictures that lie among generated ones", share=True),
-    "density": Meaning("how densely real pictures lie around generated ones; about 1 at best"),
+    "density": Meaning(
+        "how densely real pictures lie around generated ones; about 1 for sets alike"
+    ),
     "coverage": Meaning("real pictures with a generated one in their neighbourhood", share=True),
     "vendi": Meaning("effective number of different pictures, by features"),
     "is": Meaning("how clear the class of each picture is, and how many there are"),
@@ -42,6 +44,7 @@ MEANINGS = {
     "auroc_real": Meaning("area under a classifier's ROC curve on real pictures"),
     "auroc_generated": Meaning("area under a classifier's ROC curve on generated pictures"),
     "auroc_difference": Meaning("of a classifier's ROC areas, real minus generated"),
+    "nearest_training": Meaning("distance to the nearest training picture"),
     "copies": Meaning("nearer to a training picture than 99 % of held-out real ones", share=True),
     "exact_copies": Meaning("training pictures to the pixel", share=True),
     "perplexity": Meaning("of the text, a token"),

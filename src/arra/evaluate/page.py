@@ -13,7 +13,7 @@ from arra.evaluate.facts import protocol, summary, title
 from arra.evaluate.gallery import Gallery
 from arra.evaluate.markdown import counted, number
 from arra.evaluate.meanings import meaning
-from arra.pages.frame import escape, facts, figure, row, section, table
+from arra.pages.frame import escape, facts, figure, section, table
 from arra.pages.plots import COLOURS, MARKERS, Dot, Trace, dots, histogram, scatter
 from arra.pages.sheet import cell_html
 
@@ -66,6 +66,11 @@ def _header(report: Report) -> str:
     )
 
 
+def _name(key: str) -> str:
+    """A measure's key as HTML that breaks before its extractor rather than in a word."""
+    return escape(key).replace("@", "<wbr>@")
+
+
 def _cards(report: Report) -> str:
     """The first values, a card each."""
     found = [key for key, value in report["metrics"].items() if value is not None]
@@ -80,7 +85,7 @@ def _cards(report: Report) -> str:
         between = f"{rounded(interval['low'])} to {rounded(interval['high'])}" if interval else ""
         said = "".join(f"<p>{escape(text)}</p>" for text in (between, direction(key)) if text)
         cards.append(
-            f'<div class="card"><h3>{escape(key).replace("@", "<wbr>@")}</h3>'
+            f'<div class="card"><h3>{_name(key)}</h3>'
             f'<p class="value">{escape(rounded(report["metrics"][key]))}</p>{said}</div>'
         )
     return f'<div class="cards small">{"".join(cards)}</div>' if cards else ""
@@ -127,7 +132,8 @@ def _value_row(report: Report, key: str) -> str:
 
 
 def _plots(report: Report, scores: Mapping[str, np.ndarray]) -> str:
-    drawn = [*_shares(report), *_precision_recall(report), *_extrapolated(report), *_spread(scores)]
+    drawn = [*_shares(report), *_precision_recall(report), *_extrapolated(report)]
+    drawn += _spread(report, scores)
     figures = "".join(figure(svg, caption) for svg, caption in drawn)
     return section("Plots", f'<div class="plots">{figures}</div>' if drawn else "")
 
@@ -210,12 +216,14 @@ def _extrapolated(report: Report) -> Iterator[tuple[str, str]]:
         yield svg, f"{key}: the line through the distances of subsets, read at 0: {rounded(value)}."
 
 
-def _spread(scores: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
+def _spread(report: Report, scores: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
     for key, values_N in scores.items():
         answered = values_N[~np.isnan(values_N)]
         if len(np.unique(answered)) > 5:
             svg = histogram(answered.tolist(), x_label=key, y_label="pictures")
-            yield svg, f"{key} of each picture."
+            # What is a measure too is explained in the table.
+            about = "" if key in report["metrics"] else meaning(key).text
+            yield svg, f"{key} of each picture{about and ': ' + about}."
 
 
 # ---- pictures, seeds, protocol -------------------------------------------------------------------
@@ -250,15 +258,18 @@ def _by_seed(report: Report) -> str:
     over = report.get("over_seeds") or {}
     rows = []
     for key in dict.fromkeys(key for values in by_seed.values() for key in values):
-        cells = [rounded(values.get(key)) for values in by_seed.values()]
         found = over.get(key) or {}
-        between = ""
+        cells = {f"seed {seed}": rounded(values.get(key)) for seed, values in by_seed.items()}
+        cells["mean"] = rounded(found.get("mean"))
+        cells["95 % interval"] = "–"
         if found.get("low") is not None:
-            between = f"{rounded(found['low'])} to {rounded(found['high'])}"
-        rows.append(row((key, *cells, rounded(found.get("mean")), between)))
+            cells["95 % interval"] = f"{rounded(found['low'])} to {rounded(found['high'])}"
+        tds = (f'<td data-head="{escape(head)}">{text}</td>' for head, text in cells.items())
+        small = f"<small>{escape(found['reason'])}</small>" if found.get("reason") else ""
+        rows.append(f"<tr><th>{_name(key)}{small}</th>{''.join(tds)}</tr>")
     heads = ["measure", *(f"seed {escape(seed)}" for seed in by_seed), "mean", "95 % interval"]
     note = '<p class="note">The interval of the mean is Student\'s over seeds.</p>'
-    return section("Seed by seed", note, table(heads, rows))
+    return section("Seed by seed", note, table(heads, rows, kind="prose"))
 
 
 def _protocol(report: Report) -> str:

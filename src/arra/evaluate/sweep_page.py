@@ -94,8 +94,8 @@ def _best(found: Found, reasons: Mapping[str, str]) -> str:
     rows = []
     for key in _keys(found):
         known = {name: found["best"][name].get(key) for name in names}
-        if not any(known.values()):
-            continue
+        if not any(known.values()) and key not in reasons:
+            continue  # neither side of it is better
         cells = [_best_cell(name, known[name]) for name in names]
         changes = found["differences"].get(key, {})
         cells += [difference_cell(changes.get(name), name, names[0]) for name in names[1:]]

@@ -192,8 +192,8 @@ def _far_apart(values: Sequence[float]) -> bool:
 def _trace(axes: Axes, trace: Trace) -> None:
     colour = trace.colour
     axes.plot(
-        trace.x, trace.y, "-" if trace.joined else "", color=colour, marker=trace.marker,
-        markersize=6, linewidth=1.6, label=trace.label or None,
+        trace.x, trace.y, color=colour, marker=trace.marker, markersize=6, linewidth=1.6,
+        linestyle="-" if trace.joined else "none", label=trace.label or None,
     )  # fmt: skip
     for y, ends in zip(trace.y, trace.x_ends, strict=False):
         if ends is not None:

@@ -172,3 +172,25 @@ def test_what_no_page_knows_is_shown_all_the_same(report):
     assert "unheard@e" in text
     assert "seed 3" in text
     assert ("Heard of", [("it", "yesterday"), ("list: 1: name", "x|y")]) in protocol(odd)
+
+
+def test_seeds_and_subsets_on_the_page(report):
+    over = {"mean": 2.0, "low": 1.0, "high": 3.0, "seeds": 2, "reason": "few for a seed"}
+    curve = [[1 / n, 1 + 100 / n] for n in (100, 50, 25)]
+    found = report | {
+        "by_seed": {"3": {"fd@e": 1.5}, "4": {"fd@e": 2.5}},
+        "over_seeds": {"fd@e": over},
+        "metrics": {"fd_infinity@e": 1.0},
+        "details": {"fd_infinity@e": {"curve": curve, "slope": 100.0}},
+    }
+    counted = np.array([0, 0, 1, 2, 3, 4, 9.0])
+    text = "".join(page(found, {"nearest_training@e": counted}, [])[1])
+    assert "<th>fd<wbr>@e<small>few for a seed</small></th>" in text
+    assert '<td data-head="95 % interval">1 to 3</td>' in text
+    assert "nearest_training@e of each picture: distance to the nearest" in text
+    line, bars = text.split("<svg")[1:3]
+    # Subsets are points, through which a line goes.
+    assert "fill: none; stroke: var(--plain)" in line
+    assert "fill: none; stroke: var(--aligned)" not in line
+    # A bar for each whole number, 0 to 9.
+    assert bars.count("fill: var(--aligned)") == 10
