@@ -94,6 +94,7 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
     report["extractors"] = {each.name: each.described for each in extractors}
     report["warnings"] += reference.doubts()
     report["warnings"] += [*_enlarged(real, size), *_enlarged(generated, size)]
+    report["warnings"] += repeated(generated)
     report["preprocessing"] = {"size": size, "crop": CROP}
     kept = [reference.kept(each, size) for each in extractors]
     seeds = seeds_of(generated) if config.by_seed else []
@@ -172,6 +173,19 @@ def generated_set(config: EvaluateConfig, real: StoredSet | None) -> ImageSet:
     if real is None or real.captions is None:
         raise ValueError(f"--model {config.model}: say what it shall paint with --prompts FILE")
     return PaintedSet(asked, real.captions)
+
+
+def repeated(images: ImageSet) -> Iterator[str]:
+    """A warning where a prompt was painted with the same seed again: that is the same picture."""
+    if images.captions is None or images.seeds is None:
+        return
+    different = len(set(zip(images.captions, images.seeds, strict=True)))
+    if different < len(images):
+        yield (
+            f"{images.source}: {len(images):,} pictures of {different:,} different prompts and "
+            f"seeds, so some are the same picture again: give each prompt once (--prompts), and "
+            f"--num for more pictures of it"
+        )
 
 
 def _enlarged(images: ImageSet | None, size: int) -> Iterator[str]:

@@ -207,6 +207,15 @@ def test_a_painter_is_judged_without_files(encoder):
     assert report["counts"]["scenes/shape"] == [None, 3]
 
 
+def test_the_same_prompt_and_seed_again_is_the_same_picture(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na red circle\na blue cross\n", "utf-8")
+    asked = {"model": "builtin:scenes", "prompts": prompts, "cfg": 1.0, "slots": 4}
+    report = evaluate(config(**asked, metrics="scenes"))
+    assert report["generated"]["distinct"] <= 2
+    assert "3 pictures of 2 different prompts and seeds" in report["warnings"][0]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
