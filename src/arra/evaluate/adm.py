@@ -249,6 +249,9 @@ def _about(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     about = json.loads(str(arrays[ABOUT])) if ABOUT in arrays else {}
     if not isinstance(about, dict):
         raise ValueError(f"{ABOUT} is not a JSON object")
+    extractor = about.get("extractor", {"name": ""})
+    if not isinstance(extractor, dict) or not isinstance(extractor.get("name"), str):
+        raise ValueError(f"{ABOUT} has an extractor without a name")
     return about
 
 

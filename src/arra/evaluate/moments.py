@@ -136,6 +136,8 @@ def keep_moments(
     """
     moments = {}
     for stream, collected in streams.items():
+        if collected.count < 2:
+            raise ValueError(f"--save-moments {path}: one image has no covariance, give more")
         gaussian = collected.gaussian()
         moments[stream] = adm.Moments(gaussian.mean_D, gaussian.covariance(), gaussian.count)
     about = {"extractor": dict(extractor), "set": dict(images), "size": size, "crop": CROP}

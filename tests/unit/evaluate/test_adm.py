@@ -216,3 +216,11 @@ def test_other_files_have_neither_images_nor_moments(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_moments(tmp_path / "none.npz")
     assert set(KEYS) == {"features", "spatial"}
+
+
+@pytest.mark.parametrize("about", ["5", '{"extractor": 5}', '{"extractor": {}}'])
+def test_moments_of_a_file_that_says_something_odd_are_refused(tmp_path, about):
+    file = tmp_path / "odd.npz"
+    np.savez(file, mu=np.zeros(2), sigma=np.eye(2), about=np.asarray(about))
+    with pytest.raises(ValueError, match=r"odd\.npz cannot be read .*about"):
+        read_moments(file)

@@ -282,6 +282,11 @@ def test_moments_made_otherwise_are_refused(saved, folder, given, message):
         evaluate(asked(folder, real=str(saved[1]), metrics="fd", **given))
 
 
+def test_one_picture_has_no_moments(stand_in, folder, tmp_path):
+    with pytest.raises(ValueError, match="one image has no covariance"):
+        evaluate(asked(folder, metrics="fd", limit=1, save_moments=tmp_path / "x.npz"))
+
+
 def test_moments_of_another_network_are_refused(stand_in, folder, tmp_path):
     np.savez(tmp_path / "other.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match=r"features of 3 dimensions, inception has 6"):
