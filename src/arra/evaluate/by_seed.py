@@ -23,12 +23,12 @@ def seeds_of(generated: ImageSet) -> list[int]:
     Raises:
         ValueError: they are not known, or cannot be compared with each other.
     """
-    if generated.seeds is None:
+    if generated.runs is None:
         raise ValueError(
             f"--by-seed: {generated.source} does not say with which seeds its pictures were "
             f"painted; a folder of `arra generate` does, and so does --model"
         )
-    seeds, counts = np.unique(np.array(generated.seeds), return_counts=True)
+    seeds, counts = np.unique(np.array(generated.runs), return_counts=True)
     if not 2 <= len(seeds) <= MOST:
         raise ValueError(
             f"--by-seed: {generated.source} was painted with {len(seeds)} seeds, and 2 to {MOST} "

@@ -38,7 +38,7 @@ class Picture:
     Attributes:
         index: its number in the set.
         image: RGB, at its own size.
-        seed: what it was painted with, where that is known.
+        run: whom it is put with seed by seed, see ImageSet.
         key: see above, a 64-bit number.
         extra: the source's other columns, such as labels.
     """
@@ -47,7 +47,7 @@ class Picture:
     name: str
     image: Image.Image
     caption: str | None
-    seed: int | None
+    run: int | None
     key: int
     extra: Mapping[str, Scalar] = field(default_factory=dict)
 
@@ -60,12 +60,15 @@ class ImageSet(Protocol):
         names: of the images, by index.
         captions: by index; None where the set has no texts.
         seeds: by index; None where they are not known.
+        runs: the same, but that of a prompt that was painted several times pictures number j go
+            together, by the seed of the first (`--by-seed`).
     """
 
     source: str
     names: Sequence[str]
     captions: Sequence[str] | None
     seeds: Sequence[int] | None
+    runs: Sequence[int] | None
 
     def __len__(self) -> int: ...
 
@@ -172,6 +175,7 @@ class StoredSet:
         self.captions: Sequence[str] | None = texts if len(texts) == len(names) else None
         known = [seed for seed in seeds if seed is not None]
         self.seeds: Sequence[int] | None = known if len(known) == len(names) else None
+        self.runs: Sequence[int] | None = self.seeds
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,9 +1,13 @@
 """Pictures judged straight from the model that paints them, with no files in between.
 
+A prompt that occurs again (captions of real images do) goes on with the seeds behind those that it
+had, else it would be the same picture: real images of one caption differ.
+
 A picture is a function of prompt, seed and settings, so one that is asked for again is painted
 again, and is the same one.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +26,8 @@ class PaintedSet:
     """What a model paints of some prompts. The set's hash is known when all were painted once.
 
     Args:
-        config: model, sampling, `num` pictures a prompt with the seeds `seed`, `seed` + 1, ...
+        config: model, sampling, `num` pictures a prompt with the seeds `seed`, `seed` + 1, ...;
+            where it occurs for the k-th time `seed` + (k - 1) `num`, ...
         prompts: in the place of the config's own.
 
     Attributes:
@@ -32,7 +37,12 @@ class PaintedSet:
     def __init__(self, config: GenerateConfig, prompts: Sequence[str]) -> None:
         self.source, self.config = config.model, config
         self._pipe, self._sampling = open_painter(config)
-        self._asked = [(prompt, config.seed + j) for prompt in prompts for j in range(config.num)]
+        self._asked: list[tuple[str, int]] = []
+        again = Counter[str]()
+        for prompt in prompts:
+            first = config.seed + config.num * again[prompt]
+            self._asked += [(prompt, first + j) for j in range(config.num)]
+            again[prompt] += 1
         self.settings = settings_of(config, self._pipe, self._sampling, ())
         del self.settings["prompts"]
         self.names: Sequence[str] = [
@@ -40,6 +50,9 @@ class PaintedSet:
         ]
         self.captions: Sequence[str] | None = [prompt for prompt, _ in self._asked]
         self.seeds: Sequence[int] | None = [seed for _, seed in self._asked]
+        self.runs: Sequence[int] | None = [
+            config.seed + number % config.num for number in range(len(self))
+        ]
         self._digests: list[bytes | None] = [None] * len(self)
         self._sizes: set[tuple[int, int]] = set()
         self._kept: dict[int, Image] = {}
@@ -101,5 +114,6 @@ class PaintedSet:
         if digest is None:
             digest = self._digests[index] = digest_of(image)
         self._sizes.add(image.size)
-        prompt, seed = self._asked[index]
-        return Picture(index, self.names[index], image, prompt, seed, key_of(digest))
+        assert self.runs is not None
+        prompt, _ = self._asked[index]
+        return Picture(index, self.names[index], image, prompt, self.runs[index], key_of(digest))

@@ -79,9 +79,9 @@ class FeaturePass:
             for name, each in self.extractor([picture.image for picture in pictures]).items()
         }
         self._add(rows, keys_N)
-        seed_N = np.array([picture.seed for picture in pictures])
+        run_N = np.array([picture.run for picture in pictures])
         for seed, part in self.by_seed.items():
-            mine_N = seed_N == seed
+            mine_N = run_N == seed
             if mine_N.any():
                 part._add({name: each[mine_N] for name, each in rows.items()}, keys_N[mine_N])
 

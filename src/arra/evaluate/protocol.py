@@ -126,8 +126,8 @@ def _measure_images(config: EvaluateConfig, measured: Measured, reference: Refer
         measured.scores |= judge.scores()
     if config.out is not None and not is_file(config.out):
         measured.galleries = galleries_of(judges)
-    if generated.seeds is not None and seeds:
-        put_by_seed(report, seeds, of_seeds, measured.scores, generated.seeds)
+    if generated.runs is not None and seeds:
+        put_by_seed(report, seeds, of_seeds, measured.scores, generated.runs)
     measured.real, measured.generated, measured.size = real, generated, size
 
 
@@ -183,8 +183,7 @@ def repeated(images: ImageSet) -> Iterator[str]:
     if different < len(images):
         yield (
             f"{images.source}: {len(images):,} pictures of {different:,} different prompts and "
-            f"seeds, so some are the same picture again: give each prompt once (--prompts), and "
-            f"--num for more pictures of it"
+            f"seeds, so some are the same picture again: paint those with other seeds"
         )
 
 

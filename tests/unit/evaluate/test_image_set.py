@@ -157,7 +157,7 @@ def test_pictures_straight_from_a_painter() -> None:
     seen = {picture.index: picture for picture in found}
     assert sorted(seen) == [0, 1, 2, 3]
     assert found.captions == ["a red circle"] * 2 + ["a small blue square"] * 2
-    assert [seen[index].seed for index in range(4)] == [3, 4, 3, 4]
+    assert [seen[index].run for index in range(4)] == [3, 4, 3, 4]
     found._kept.clear()
     assert found.at([2])[0].key == seen[2].key
     described = found.described()

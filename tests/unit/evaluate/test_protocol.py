@@ -18,7 +18,9 @@ from transformers import (
 from arra.data.builtin import caption, draw, scene_at
 from arra.evaluate import protocol
 from arra.evaluate.distances import distances_at, frechet
-from arra.evaluate.protocol import evaluate
+from arra.evaluate.entries import open_entries
+from arra.evaluate.image_set import StoredSet
+from arra.evaluate.protocol import evaluate, repeated
 from arra.evaluate.report import told
 from arra.evaluate.settings import EvaluateConfig
 from arra.models.loading import fit_text_tokenizer
@@ -207,13 +209,32 @@ def test_a_painter_is_judged_without_files(encoder):
     assert report["counts"]["scenes/shape"] == [None, 3]
 
 
-def test_the_same_prompt_and_seed_again_is_the_same_picture(tmp_path):
+def test_a_prompt_that_occurs_again_is_another_picture(tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red circle\na red circle\na blue cross\n", "utf-8")
+    prompts.write_text("a red circle\na blue cross\na red circle\n", "utf-8")
     asked = {"model": "builtin:scenes", "prompts": prompts, "cfg": 1.0, "slots": 4}
     report = evaluate(config(**asked, metrics="scenes"))
-    assert report["generated"]["distinct"] <= 2
-    assert "3 pictures of 2 different prompts and seeds" in report["warnings"][0]
+    assert report["generated"]["distinct"] == 3
+    twice = evaluate(config(**asked, metrics="scenes", num=2, by_seed=True, out=tmp_path / "two"))
+    assert twice["generated"]["distinct"] == 6
+    assert list(twice["by_seed"]) == ["0", "1"]
+    lines = (tmp_path / "two" / "scores.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [0, 1, 0, 1, 2, 3]
+
+
+def test_the_same_prompt_and_seed_again_is_the_same_picture(tmp_path):
+    """As `arra generate` painted a file of prompts with a line twice."""
+    folder = tmp_path / "painted"
+    folder.mkdir()
+    rows = []
+    for number, seed in enumerate((0, 0, 1)):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        rows.append({"file": f"{number}.png", "prompt": "a red circle", "seed": seed})
+    (folder / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "settings.json").write_text('{"cfg": 2.0, "prompts": ["x"]}')
+    said = list(repeated(StoredSet(str(folder), open_entries(str(folder)))))
+    assert len(said) == 1
+    assert "3 pictures of 2 different prompts and seeds" in said[0]
 
 
 @pytest.mark.parametrize(
