@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        return _complain("stopped; the same command goes on where it was", 130)
+        goes_on = arguments[0] in GOING_ON or " ".join(arguments[:2]) in GOING_ON
+        rest = "; the same command goes on where it was" if goes_on else ""
+        return _complain(f"stopped{rest}", 130)
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
@@ -426,6 +428,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "bench": _bench,
     "doctor": _doctor,
 }
+GOING_ON = ("demo", "prepare", "train", "generate", "study", "tokenizer train", "evaluate sweep")
+"""What keeps finished parts when it is stopped, and does not do them again."""
 
 
 if __name__ == "__main__":
