@@ -73,7 +73,8 @@ class MeasureConfig:
     num: int = 1
     """Images that --model paints per prompt."""
     seed: int = 0
-    """Image j of every prompt uses seed + j; also of all that is drawn at random in a measure."""
+    """Image j of every prompt uses seed + j, where the prompt occurs again the seeds behind; also
+    of all that is drawn at random in a measure."""
     by_seed: bool = False
     """Also measure the pictures of each seed apart (2 to 16 of them, equally many pictures each);
     the distances take that much longer."""
@@ -192,6 +193,15 @@ class EvaluateConfig(MeasureConfig):
             raise ValueError(
                 "--text judges what --model writes and no pictures: measure those without --text"
             )
+        auroc = "auroc" in self.metric_names
+        for flag, is_given, of, is_asked in (
+            ("--labels", self.labels is not None, "--metrics auroc", auroc),
+            ("--unmentioned", self.unmentioned != "unknown", "--metrics auroc", auroc),
+            ("--split", self.split is not None, "--real", self.real is not None),
+            ("--training-split", bool(self.training_split), "--training", bool(self.training)),
+        ):
+            if is_given and not is_asked:
+                raise ValueError(f"{flag} is of {of} alone: give both or neither")
 
     def _check_inception(self) -> None:
         if any(map(is_inception, self.extractor)):

@@ -252,6 +252,10 @@ def test_the_same_prompt_and_seed_again_is_the_same_picture(tmp_path):
         ({"model": "x", "metrics": "scenes", "cfg": float("nan")}, "--cfg must be at least 0"),
         ({"generated": "x", "metrics": "scenes", "cfg": 2.0}, "are there already"),
         ({"generated": "x", "metrics": "scenes", "prompts": "p.txt"}, "are there already"),
+        ({"generated": "x", "metrics": "scenes", "labels": "l"}, "--labels is of --metrics auroc"),
+        ({"generated": "x", "metrics": "scenes", "unmentioned": "negative"}, "--unmentioned is of"),
+        ({"generated": "x", "metrics": "scenes", "split": "val"}, "--split is of --real alone"),
+        ({"model": "x", "metrics": "scenes", "training_split": "a"}, "--training-split is of"),
         ({"model": "x", "text": "t", "real": "y", "extractor": ("e",)}, "without --text"),
     ],
 )
