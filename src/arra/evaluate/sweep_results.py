@@ -130,7 +130,7 @@ def _edges(
             keys = [key for key, point in of.items() if point.cfg == end and "/" not in key]
             if keys and len(scales) > 1 and not (beyond == "less" and end <= 1):
                 yield (
-                    f"{model}: {', '.join(keys)} is best at the last --cfg tried, {end:g}: "
+                    f"{model}: best at the last --cfg tried, {end:g}: {', '.join(keys)}; "
                     f"try {beyond}"
                 )
 

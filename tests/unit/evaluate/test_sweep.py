@@ -172,7 +172,7 @@ def test_best_has_a_direction_and_says_where_it_may_lie_beyond():
         "scenes": {"cfg": 3.0, "value": 1.0, "low": None, "high": None},
     }
     assert found["curves"]["a"]["odd"] == [[1.0, 1.0], [2.0, 2.0]]
-    assert found["warnings"] == ["a: scenes is best at the last --cfg tried, 3: try more"]
+    assert found["warnings"] == ["a: best at the last --cfg tried, 3: scenes; try more"]
     told = sweep_results.told(found | {"models": [{"name": "a"}], "cfg": [1.0, 2.0, 3.0]})
     assert "4 (0 to 9) at 2" in told
 
