@@ -42,7 +42,9 @@ def open_judges(
             f"folder written by `arra generate` (it holds images.jsonl) or another set with "
             f"captions"
         )
-    judges: list[Judge] = [ScenePass()] if "scenes" in metrics else []
+    judges: list[Judge] = []
+    if "scenes" in metrics:
+        judges.append(ScenePass(generated.captions or ()))
     clips = [ClipPass(ClipJudge(spec, device)) for spec in config.clip]
     if len({each.judge.name for each in clips}) < len(clips):
         raise ValueError("two of --clip have one name: scores are named after them")

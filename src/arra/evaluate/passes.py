@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from arra.data.builtin import parse
 from arra.data.images import square
 from arra.data.progress import Meter
 from arra.evaluate.collected import Collected
@@ -93,11 +94,20 @@ class FeaturePass:
 
 
 class ScenePass:
-    """Scenes read back from their pixels, against their captions."""
+    """Scenes read back from their pixels, against their captions.
+
+    Args:
+        captions: of the whole set, so that one that nobody can judge is told before a long look.
+
+    Raises:
+        ValueError: a caption outside the scenes' grammar.
+    """
 
     described: Mapping[str, Mapping[str, Any]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, captions: Sequence[str]) -> None:
+        for caption in dict.fromkeys(captions):
+            parse(caption)
         self._parts: list[dict[str, np.ndarray]] = []
         self._indices: list[int] = []
         self._keys: list[int] = []

@@ -40,8 +40,8 @@ class Reference:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._config = config
+        self.extractors = _extractors(config)  # first: it is soon told what cannot be opened
         self.real, self.moments = _opened(config)
-        self.extractors = _extractors(config)
         self.keep = rows_needed(config.metric_names, config.paired_images)
         self._passes: dict[int, list[FeaturePass]] = {}
 

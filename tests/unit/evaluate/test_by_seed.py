@@ -123,7 +123,7 @@ def test_verdicts_are_by_index_though_pictures_come_in_any_order(painted):
             return iter(list(self.images)[::-1])
 
     images = stored_set(config(painted / "4"), str(painted / "4"), None)
-    judge = ScenePass()
+    judge = ScenePass(())
     go_through(Backwards(images), [judge], 64, 3)
     assert judge.scores()["scenes"].tolist() == [1] * (PROMPTS - 1) + [0]
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from arra.data.builtin import caption, draw, scene_at
-from arra.evaluate import protocol
+from arra.evaluate import protocol, reference
 from arra.evaluate.distances import distances_at, frechet
 from arra.evaluate.entries import open_entries
 from arra.evaluate.image_set import StoredSet
@@ -272,6 +272,20 @@ def test_what_cannot_be_written_is_told_before_anything_is_loaded(given, tmp_pat
     asked |= {{"save": "save_moments"}.get(name, name): tmp_path / at for name, at in given.items()}
     with pytest.raises(ValueError, match=r"is a file|is a folder"):
         evaluate(config(**asked))
+
+
+def test_a_prompt_that_is_no_scene_is_told_before_anything_is_painted(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red circle\na photograph of a dog\n", "utf-8")
+    monkeypatch.setattr(protocol, "go_through", None)
+    asked = {"model": "builtin:scenes", "prompts": tmp_path / "prompts.txt", "metrics": "scenes"}
+    with pytest.raises(ValueError, match="'a photograph of a dog' does not describe a scene"):
+        evaluate(config(**asked))
+
+
+def test_a_network_that_is_not_there_is_told_before_images_are_read(painted, monkeypatch):
+    monkeypatch.setattr(reference, "open_entries", None)
+    with pytest.raises(ValueError, match="nowhere"):
+        evaluate(config(real=str(painted), generated=str(painted), extractor=("./nowhere",)))
 
 
 def test_scenes_need_prompts(tmp_path):
