@@ -76,7 +76,8 @@ class Lane:
         self._code_columns = _columns_of(self._code_ids_K)
         self._native_draw: NativeDraw | None = None
         dtype = next(backbone.model.parameters()).dtype
-        if not compiled and NativeDraw.serves(self._code_ids_K, dtype):
+        follow_each_other = isinstance(self._code_columns, slice)
+        if not compiled and follow_each_other and NativeDraw.serves(backbone.device, dtype):
             self._native_draw = NativeDraw(self._state, self._code_ids_K)
         self._filtered = self._greedy = False  # whether any row may be, as RowSampling says it
         self._draw_now = {

@@ -45,10 +45,9 @@ class NativeDraw:
         )
 
     @staticmethod
-    def serves(code_ids_K: Tensor, dtype: torch.dtype) -> bool:
-        """Whether the codes of a model of this type can be drawn here."""
-        on_cpu = code_ids_K.device.type == "cpu" and dtype == torch.bfloat16
-        return on_cpu and bool((code_ids_K.diff() == 1).all()) and library() is not None
+    def serves(device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether codes that follow each other can be drawn here, of a model of this type."""
+        return device.type == "cpu" and dtype == torch.bfloat16 and library() is not None
 
     def __call__(self, logits_RV: Tensor, given_R: Tensor | None = None) -> None:
         """Draws from what the head gave, and goes on by a step.
